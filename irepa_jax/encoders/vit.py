@@ -122,15 +122,23 @@ class ViT(nn.Module):
         self.dtype,
     )
     names = [f'blocks_{i}' for i in range(self.depth)]
-    if self.is_initializing():
-      for name in names:
-        x = blocks.Block(*settings, name=name)(x, angles)
-      return x
     block = blocks.Block(*settings, parent=None)
+    if self.is_initializing():
+      self._init_blocks(block, names, x, angles)
+      return x
     apply = lambda weights, x, c: block.apply({'params': weights}, x, c)
     weights = [self._cast(self.variables['params'][name]) for name in names]
     plan = stack.Plan(self.scan_layers, 'none', self.gather, self.constrain)
     return stack.run(apply, weights, x, angles, plan)
+
+  def _init_blocks(self, block, names, x, angles):
+    """Creates all blocks by one traced function: fast at any depth."""
+    keys = jax.random.split(self.make_rng('params'), self.depth)
+    init = lambda key: block.init(key, x, angles)['params']
+    stacked = jax.vmap(init)(keys)
+    for i, name in enumerate(names):
+      pick = lambda key, i=i: jax.tree.map(lambda w: w[i], stacked)
+      self.param(name, pick)
 
   def _cast(self, weights):
     """Casts the matrices; vectors are used in float32."""
