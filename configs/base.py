@@ -47,6 +47,7 @@ def get_config(preset='irepa'):
   config.batch_size = 256  # of the whole job, not of one device
   config.data_threads = 16
   config.prefetch = 2  # batches on the device ahead of the step
+  config.skip_bad = False  # replace damaged records instead of stopping
   config.verify_data = False  # checksum every shard before the start
 
   # Model.

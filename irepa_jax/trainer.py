@@ -70,6 +70,7 @@ HARMLESS = frozenset(
         'sample_steps',
         'sampler',
         'scan_layers',
+        'skip_bad',
         'steps',
         'verify_data',
         'wandb',
@@ -161,6 +162,7 @@ def open_job(config, workdir, stack) -> Job:
   What has to be closed at the end is left to the ExitStack.
   """
   check.config(config)
+  distributed.agree({'config': config.to_dict()})
   mesh = sharding.make_mesh(
       config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
   )
@@ -181,9 +183,7 @@ def open_job(config, workdir, stack) -> Job:
   stack.enter_context(lock)
   data = open_data(config, built, workdir)
   stack.callback(data.close)
-  distributed.agree(
-      {'config': config.to_dict(), 'data set': fingerprint(data.manifest)}
-  )
+  distributed.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
 
@@ -202,7 +202,9 @@ def open_data(config, built, workdir):
         autoencoder=config.autoencoder,
         image_format='png',
     )
-  data = pipeline.load(folder, verify=config.verify_data)
+  data = pipeline.load(
+      folder, verify=config.verify_data, skip_bad=config.skip_bad
+  )
   manifests.check(
       data.manifest,
       image_size=config.image_size,
@@ -282,6 +284,7 @@ def device_batches(job, first):
       image='image' in job.shapes.batch,
       features='features' in job.shapes.batch,
       threads=config.data_threads,
+      skip_bad=config.skip_bad,
   )
   put = functools.partial(pipeline.to_device, sharding=split)
   return pipeline.prefetch(map(put, batches), config.prefetch)

@@ -7,6 +7,7 @@ step, and any number of processes, threads and devices sees the same example in
 the same row. Whether it is mirrored is a bit hashed from (seed, e, record).
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import dataclasses
 import functools
@@ -17,6 +18,7 @@ import sys
 import threading
 from typing import NamedTuple
 
+from absl import logging
 import grain
 import jax
 import numpy as np
@@ -29,15 +31,17 @@ from irepa_jax.data import records
 ROUNDS = 4  # of grain's cipher over record indices
 CHUNK = 32  # records that a thread reads at once: nine times less overhead
 SAMPLE = 64  # records that are read when a data set is opened
+MAX_BAD = 100  # damaged records that are passed over before it is an error
 HASH_THREADS = 8
 WAIT_S = 0.1  # between looks at whether a prefetch was closed
 
 
-def load(folder, *, verify=False):
+def load(folder, *, verify=False, skip_bad=False):
   """Opens a data set, checks its files, and returns a Dataset.
 
   Every shard must have the size that the manifest states, and a sample of
-  records the shapes and statistics; `verify` also compares all checksums.
+  records the shapes and statistics; `verify` also compares all checksums;
+  `skip_bad`: see `batches`.
   """
   manifest = manifests.read(folder)
   check = records.check_hash if verify else records.check_size
@@ -46,7 +50,8 @@ def load(folder, *, verify=False):
     list(pool.map(functools.partial(check, folder), shards))
   dataset = Dataset(folder, manifest)
   some = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset)), dtype=int)
-  sample = [dataset.example(int(i)) for i in some]
+  read = _Replacing(dataset) if skip_bad else dataset.example
+  sample = [read(int(i)) for i in some]
   if manifest.moments_shape:
     moments = np.stack([example['moments'] for example in sample])
     manifests.check_moments(manifest, moments)
@@ -125,7 +130,9 @@ def place(position, *, count, seed, flips=False):
 def local_rows(sharding, batch_size):
   """Returns the rows of a global batch that this process puts on its devices."""
   shards = sharding.addressable_devices_indices_map((batch_size,))
-  rows = {row for (s,) in shards.values() for row in range(*s.indices(batch_size))}
+  rows = {
+      row for (s,) in shards.values() for row in range(*s.indices(batch_size))
+  }
   return sorted(rows)
 
 
@@ -140,6 +147,7 @@ def batches(
     image=True,
     features=True,
     threads=16,
+    skip_bad=False,
 ):
   """Yields the batches of steps start_step, start_step + 1, ... without end.
 
@@ -153,6 +161,8 @@ def batches(
     flips: whether half of the examples are mirrored.
     image: whether images are read; and `features`.
     threads: that read and decode.
+    skip_bad: a damaged record is told, counted and replaced by the next one
+      of the data set, instead of ending the stream with DataError.
 
   A batch is a dict of host arrays: label int32 [b], moments float16
   [b h w 2c], image uint8 [b s s 3], features a tuple of bfloat16 [b n d].
@@ -162,9 +172,9 @@ def batches(
   rows = tuple(range(batch_size) if rows is None else rows)
   size = max(c for c in range(1, CHUNK + 1) if len(rows) % c == 0)
   count = len(rows) // size
-  source = _Chunks(
-      dataset, batch_size, rows, size, seed, flips, image, features
-  )
+  read = _Replacing(dataset) if skip_bad else dataset.example
+  read = functools.partial(read, image=image, features=features)
+  source = _Chunks(read, len(dataset), batch_size, rows, size, seed, flips)
   stream = grain.MapDataset.source(source)[start_step * count :]
   options = grain.ReadOptions(threads, threads + count if threads else 0)
   stream = stream.to_iter_dataset(options).batch(count, batch_fn=_join)
@@ -232,14 +242,13 @@ def _fill(iterator, items, closed):
 class _Chunks:
   """The rows of one process as a positioned source of `size` rows each."""
 
-  dataset: Dataset
+  read: Callable  # (index, flip=) -> example
+  count: int  # records
   batch_size: int
   rows: tuple
   size: int
   seed: int
   flips: bool
-  image: bool
-  features: bool
 
   def __len__(self):
     return sys.maxsize // self.size
@@ -253,13 +262,37 @@ class _Chunks:
     step, row = divmod(k, len(self.rows))
     where = place(
         step * self.batch_size + self.rows[row],
-        count=len(self.dataset),
+        count=self.count,
         seed=self.seed,
         flips=self.flips,
     )
-    return self.dataset.example(
-        where.index, flip=where.flip, image=self.image, features=self.features
-    )
+    return self.read(where.index, flip=where.flip)
+
+
+class _Replacing:
+  """Reads examples; in place of a damaged record the next one is taken."""
+
+  def __init__(self, dataset):
+    self._dataset, self._bad = dataset, set()
+
+  def __call__(self, index, **wanted):
+    while True:
+      try:
+        return self._dataset.example(index, **wanted)
+      except errors.DataError as error:
+        self._note(index, error)
+        index = (index + 1) % len(self._dataset)
+
+  def _note(self, index, error):
+    if index in self._bad:
+      return
+    self._bad.add(index)
+    if len(self._bad) > min(MAX_BAD, len(self._dataset) - 1):
+      raise errors.DataError(
+          f'{len(self._bad)} records are damaged, too many to pass over; the'
+          f' last one: {error}'
+      )
+    logging.warning('passed over, %d so far: %s', len(self._bad), error)
 
 
 def _join(chunks):

@@ -321,6 +321,27 @@ def test_a_flipped_bit_stops_the_reader_with_shard_and_record(copy):
     take(pipeline.Dataset(copy, dataset.manifest), 7)
 
 
+def test_a_damaged_record_is_replaced_and_counted_when_asked(copy, caplog):
+  rewrite(copy / 'data-1.array_record', flip_bit)
+  dataset = pipeline.load(copy, skip_bad=True)
+  found = [ids(b) for b in take(dataset, 7, skip_bad=True)]
+  assert found == [ids(b) for b in take(dataset, 7, skip_bad=True, threads=0)]
+  assert 33 not in itertools.chain(*found)
+  wanted = []
+  for k in range(7 * 8):
+    place = pipeline.place(k, count=COUNT, seed=3)
+    wanted.append(34 if place.index == 33 else place.index)
+  assert list(itertools.chain(*found)) == wanted
+  assert 'passed over, 1 so far: shard' in caplog.text
+
+
+def test_too_many_damaged_records_are_refused(copy, monkeypatch):
+  monkeypatch.setattr(pipeline, 'MAX_BAD', 0)
+  rewrite(copy / 'data-1.array_record', flip_bit)
+  with pytest.raises(errors.DataError, match='1 records are damaged, too many'):
+    pipeline.load(copy, skip_bad=True)
+
+
 def change_manifest(folder, **changes):
   manifest = dataclasses.replace(manifests.read(folder), **changes)
   manifests.write(folder, manifest)
