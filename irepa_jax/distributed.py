@@ -99,7 +99,7 @@ def agree(values):
   """
   if jax.process_count() == 1:
     return
-  flat = dict(_flat({**values, 'software': _software()}))
+  flat = dict(_flat({**values, 'software': software()}))
   text = json.dumps(flat, sort_keys=True).encode()
   digests = _all_gather(hashlib.sha256(text).digest())
   if len(set(digests)) == 1:
@@ -142,7 +142,7 @@ def _flat(value, name=''):
     yield name, json.dumps(value)
 
 
-def _software():
+def software():
   """Returns versions, and a checksum of the source of this package."""
   root = pathlib.Path(__file__).parent
   source = hashlib.sha256()

@@ -22,6 +22,12 @@ from irepa_jax import weights
 
 # How the same numbers are computed; a run may come from another device.
 PORTABLE = {'attention': 'xla', 'remat': 'none', 'allow_subset': True}
+# What is told about images beside which checkpoint made them.
+TOLD = (
+    'model', 'seed', 'labels', 'num_classes', 'sampler', 'sample_steps', 'path',
+    'prediction', 'guidance', 'guidance_low', 'guidance_high', 'quantise',
+    'dtype', 'autoencoder', 'image_size',
+)  # fmt: skip
 
 
 class SavedRun(NamedTuple):
@@ -103,6 +109,20 @@ def load_decoder(run: SavedRun, mesh, meta):
           f' {made_by[:16]}; the weights here have {found[:16]}'
       )
   return build.load_decoder(run.built, run.config, mesh)
+
+
+def described(config, workdir, *, step, ema, autoencoder_sha256):
+  """Returns every setting that moves a score of generated images.
+
+  ema: which moving average, from 0.
+  """
+  return {
+      'run': str(workdir),
+      'step': step,
+      'ema': config.ema[ema],
+      'ema_index': ema,
+      'autoencoder_sha256': autoencoder_sha256,
+  } | {name: config[name] for name in TOLD}
 
 
 def renderer(run: SavedRun, meta, mesh):

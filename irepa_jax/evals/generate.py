@@ -146,9 +146,9 @@ def cast(params, dtype):
   A model that computes in this dtype gives the same images, bit for bit, and
   reads half the memory in every step.
   """
-  return jax.jit(
-      lambda tree: jax.tree.map(lambda w: w.astype(dtype), tree)
-  )(params)
+  return jax.jit(lambda tree: jax.tree.map(lambda w: w.astype(dtype), tree))(
+      params
+  )
 
 
 def _labels(labels, num_classes):
@@ -197,11 +197,17 @@ def _finished(part, finite):
 
 
 def _local(array):
-  """Returns the rows on this process's devices, each once, in order."""
+  """Returns the rows on this process's devices, each once, in order.
+
+  Rows that every device holds are those of the first process.
+  """
+  none = np.zeros((0, *array.shape[1:]), array.dtype)
+  if array.is_fully_replicated:
+    whole = array.addressable_data(0)
+    return np.asarray(whole) if jax.process_index() == 0 else none
   shards = {
       shard.index[0].start or 0: shard.data
       for shard in array.addressable_shards
       if shard.replica_id == 0
   }
-  none = np.zeros((0, *array.shape[1:]), array.dtype)
   return np.concatenate([none, *(shards[start] for start in sorted(shards))])

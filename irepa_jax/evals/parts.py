@@ -164,7 +164,7 @@ def _merge(folder, count, target):
       yield part.images
 
   with (
-      _written(epath.Path(target)) as file,
+      written(epath.Path(target)) as file,
       zipfile.ZipFile(file, 'w') as archive,
   ):
     _stream(archive, 'arr_0.npy', images(), count)
@@ -188,12 +188,12 @@ def _stream(archive, name, blocks, count):
 
 
 def _replace(path, data):
-  with _written(path) as file:
+  with written(path) as file:
     file.write(data)
 
 
 @contextlib.contextmanager
-def _written(path):
+def written(path):
   """Opens a file that takes its name only once it is whole."""
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.parent / f'{path.name}.new'

@@ -30,7 +30,9 @@ class Space(NamedTuple):
   name: in results: 'inception', or an encoder's.
   sha256: of the weight file.
   resolution: side of the images it wants, None where any will do.
-  extract: images uint8 [b h w 3] -> {name of the features: float32 [b d]}.
+  extract: images uint8 [b h w 3] -> {name of the features: float32 [b d]}. The
+    name says what reads them: 'pool' and 'spatial' a Frechet distance, 'logits'
+    the Inception Score, 'embedding' CMMD.
   """
 
   name: str

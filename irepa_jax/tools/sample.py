@@ -11,10 +11,11 @@ stopped.
 """
 
 import json
+from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 from etils import epath
-import jax
 import numpy as np
 import tqdm
 
@@ -29,13 +30,6 @@ from irepa_jax import sharding
 from irepa_jax.evals import generate
 from irepa_jax.evals import parts
 from irepa_jax.evals import pictures
-
-# What the JSON beside the images repeats from the configuration.
-TOLD = (
-    'model', 'seed', 'labels', 'num_classes', 'sampler', 'sample_steps', 'path',
-    'prediction', 'guidance', 'guidance_low', 'guidance_high', 'quantise',
-    'dtype', 'autoencoder', 'image_size',
-)  # fmt: skip
 
 
 def sample(
@@ -67,18 +61,16 @@ def sample(
     raise errors.UsageError(f'count is {count}; 1 or more')
   run = saved_run.open_(workdir, **settings)
   mesh = sharding.make_mesh()
-  unit = mesh.shape[sharding.DATA]
-  params, meta = saved_run.load(run, mesh, ema=ema, step=step)
-  decoder = saved_run.load_decoder(run, mesh, meta)
-  told = described(run, meta, ema)
-  out = out or f'{run.workdir}/samples/{meta["step"]:07d}-{count}'
+  loaded = load(run, mesh, ema=ema, step=step)
+  told = described(run, loaded)
+  out = out or f'{run.workdir}/samples/{told["step"]:07d}-{count}'
   done = fill(
       f'{out}.parts',
       count,
       told,
-      saved_run.renderer(run, meta, mesh),
-      build.sampling_weights(run.built, params, decoder),
-      batch_size=-(-batch_size // unit) * unit,
+      saved_run.renderer(run, loaded.meta, mesh),
+      loaded.params,
+      batch_size=batch_size,
       mesh=mesh,
   )
   if not done:
@@ -87,19 +79,43 @@ def sample(
   return 0
 
 
-def described(run, meta, ema):
+class Loaded(NamedTuple):
+  """The weights of a run on a mesh.
+
+  params: of build.sampling_weights; meta: of the checkpoint; ema: which moving
+  average.
+  """
+
+  params: Any
+  meta: dict[str, Any]
+  ema: int
+
+
+def load(run, mesh, *, ema=0, step=None) -> Loaded:
+  """Reads one average of a run and its autoencoder."""
+  params, meta = saved_run.load(run, mesh, ema=ema, step=step)
+  decoder = saved_run.load_decoder(run, mesh, meta)
+  return Loaded(build.sampling_weights(run.built, params, decoder), meta, ema)
+
+
+def described(run, loaded):
   """Returns every setting that moves a number, for the JSON and for parts."""
-  config = run.config
-  return {
-      'run': run.workdir,
-      'step': meta['step'],
-      'ema': config.ema[ema],
-      'autoencoder_sha256': meta['autoencoder_sha256'],
-  } | {name: config[name] for name in TOLD}
+  return saved_run.described(
+      run.config,
+      run.workdir,
+      step=loaded.meta['step'],
+      ema=loaded.ema,
+      autoencoder_sha256=loaded.meta['autoencoder_sha256'],
+  )
 
 
 def fill(folder, count, settings, render, params, *, batch_size, mesh):
-  """Makes the images that are not in the folder yet; False if told to stop."""
+  """Makes the images that are not in the folder yet; False if told to stop.
+
+  render: of saved_run.renderer, or one that makes features of them.
+  """
+  unit = mesh.shape[sharding.DATA]
+  batch_size = -(-batch_size // unit) * unit
   parts.claim(folder, settings)
   numbers = parts.missing(folder, count)
   hidden = not processes.is_first()
@@ -119,7 +135,7 @@ def fill(folder, count, settings, render, params, *, batch_size, mesh):
         poll=lambda: stop.reached(settings['step']),
     ):
       parts.write(folder, part)
-      bar.update(len(part.numbers) * jax.process_count())
+      bar.update(min(batch_size, count - bar.n))
   done = not stop.reached(settings['step'])
   stop.close()
   return done
