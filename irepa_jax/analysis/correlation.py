@@ -85,24 +85,36 @@ def read(path, where=()):
   kept = [r for r in rows if all(r[c] == v for c, v in where)]
   if not kept:
     seen = {c: sorted({r[c] for r in rows}) for c, _ in where}
-    raise errors.UsageError(f'no row of {path} has {dict(where)}; there are {seen}')
+    raise errors.UsageError(
+        f'no row of {path} has {dict(where)}; there are {seen}'
+    )
   return kept
 
 
 def join(rows, metrics):
   """Adds the columns of a metrics table to the rows of the same encoder.
 
+  NAME@WEIGHTS counts as NAME, except that random weights are no such encoder.
   A row keeps what it has; an encoder that occurs twice in `metrics` (with and
   without normalisation, say) is an error.
   """
   found = {}
   for row in metrics:
-    if row['encoder'] in found:
+    name, _, weights = row['encoder'].partition('@')
+    if weights == 'random':
+      continue
+    if name in found:
       raise errors.UsageError(
-          f'the metrics have several rows of {row["encoder"]}; choose with'
+          f'the metrics have several rows of {name}; choose with'
           ' --metrics_where, for example gamma='
       )
-    found[row['encoder']] = row
+    found[name] = row
+  if not any(row['encoder'] in found for row in rows):
+    raise errors.UsageError(
+        f'the metrics are of {", ".join(found) or "random weights"}, the'
+        f' results of {", ".join(dict.fromkeys(r["encoder"] for r in rows))}:'
+        ' no encoder is in both'
+    )
   filled = lambda row: {k: v for k, v in row.items() if v != ''}
   return [found.get(row['encoder'], {}) | filled(row) for row in rows]
 
@@ -112,9 +124,13 @@ def points(rows, x, y):
   chosen = [r for r in rows if r.get(x, '') != '' and r.get(y, '') != '']
   names = [r['encoder'] for r in chosen]
   try:
-    pairs = np.array([[float(r[x]), float(r[y])] for r in chosen]).reshape(-1, 2)
+    pairs = np.array([[float(r[x]), float(r[y])] for r in chosen]).reshape(
+        -1, 2
+    )
   except ValueError as error:
-    raise errors.DataError(f'columns {x} and {y} must hold numbers: {error}') from error
+    raise errors.DataError(
+        f'columns {x} and {y} must hold numbers: {error}'
+    ) from error
   finite = np.isfinite(pairs).all(axis=1)
   names = [n for n, keep in zip(names, finite, strict=True) if keep]
   return names, *pairs[finite].T

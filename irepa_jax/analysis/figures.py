@@ -17,7 +17,8 @@ import numpy as np
 from irepa_jax import errors
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-MARKERS = ('o', 's', '^', 'D', 'v', 'P')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')  # one more than colours
+DASHES = ('-', '--', ':')
 RAW, NORMALISED = COLOURS[0], COLOURS[1]
 MAP = 'cividis'
 STYLE = {
@@ -32,6 +33,7 @@ STYLE = {
     'svg.fonttype': 'none',
 }
 DPI = 150
+FEW = 10  # points, below which a bootstrap interval says nothing
 ROW_LABEL = 18  # characters that fit beside a picture
 LABELS = {
     'lds': 'LDS',
@@ -46,11 +48,11 @@ LABELS = {
 
 
 def _styled(draw):
-  """Runs a function under the common style."""
+  """Runs a function under the common style, with the PNG at `dpi`."""
 
   @functools.wraps(draw)
-  def styled(*args):
-    with _matplotlib().rc_context(STYLE):
+  def styled(*args, dpi=DPI):
+    with require().rc_context(STYLE | {'savefig.dpi': dpi}):
       return draw(*args)
 
   return styled
@@ -122,16 +124,24 @@ def similarity(image, entries, points, path):
     line[0].set_ylabel(_wrapped(name), fontsize=7)
     for i, (y, x) in enumerate(points):
       line[0].plot(
-          x * len(image), y * len(image), MARKERS[i % len(MARKERS)],
-          color=COLOURS[i % len(COLOURS)], markeredgecolor='white', markersize=6,
+          x * len(image),
+          y * len(image),
+          MARKERS[i % len(MARKERS)],
+          color=COLOURS[i % len(COLOURS)],
+          markeredgecolor='white',
+          markersize=6,
       )
     for g, gamma in enumerate(gammas):
       for i, (row, column) in enumerate(places):
         axis = line[1 + g * count + i]
         shown = _show(axis, maps[gamma][i], cmap=MAP, **limits)
         axis.plot(
-            column, row, MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)], markeredgecolor='white', markersize=6,
+            column,
+            row,
+            MARKERS[i % len(MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            markeredgecolor='white',
+            markersize=6,
         )
   for g, gamma in enumerate(gammas):
     axes[0, 1 + g * count].set_title(
@@ -222,18 +232,19 @@ def save(figure, path):
   """Writes PATH.pdf and PATH.png and returns their names."""
   names = [f'{path}.pdf', f'{path}.png']
   for name in names:
-    figure.savefig(name, dpi=DPI, bbox_inches='tight')
+    figure.savefig(name, bbox_inches='tight')
   return names
 
 
-def _matplotlib():
+def require():
+  """Returns matplotlib; UsageError where it is not installed."""
   logging.getLogger('fontTools').setLevel(logging.WARNING)
   try:
     return importlib.import_module('matplotlib')
   except ImportError as error:
     raise errors.UsageError(
         'figures need matplotlib: pip install irepa_jax[analysis], or'
-        ' --figures=false'
+        ' --drawn=0'
     ) from error
 
 
@@ -252,14 +263,17 @@ def _show(axis, picture, **settings):
 
 
 def _styles():
-  """Endless line styles: first colours, then other markers and dashes."""
-  for dash, marker in itertools.cycle(zip(('-', '--', ':'), 'os^', strict=True)):
-    for colour in COLOURS:
-      yield dict(color=colour, linestyle=dash, marker=marker, markersize=3)
+  """42 pairs of colour and marker, so that neither has to be told alone."""
+  pairs = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=True)
+  for i, (colour, marker) in enumerate(pairs):
+    dash = DASHES[i // len(COLOURS) % len(DASHES)]
+    yield dict(color=colour, linestyle=dash, marker=marker, markersize=4)
 
 
 def _name_points(axis, panel):
   """Writes encoders beside their points, towards the middle of the panel."""
+  effects = importlib.import_module('matplotlib.patheffects')
+  halo = [effects.withStroke(linewidth=2.5, foreground='white')]
   middle = (np.min(panel.xs) + np.max(panel.xs)) / 2
   for encoder, x, y in zip(panel.encoders, panel.xs, panel.ys, strict=True):
     left = x > middle
@@ -270,6 +284,8 @@ def _name_points(axis, panel):
         ha='right' if left else 'left',
         xytext=(-5 if left else 5, 3),
         textcoords='offset points',
+        path_effects=halo,
+        zorder=4,
     )
 
 
@@ -306,9 +322,14 @@ def _wrapped(name):
 def _summary(found, count):
   if found is None:
     return f'n = {count}: too few points'
+  if count < FEW:
+    return (
+        f'Pearson r = {found.pearson:.2f}, Spearman ρ = {found.spearman:.2f}\n'
+        f'n = {count}: too few points for an interval'
+    )
   spread = lambda interval: '[{:.2f}, {:.2f}]'.format(*interval)
   return (
       f'Pearson r = {found.pearson:.2f} {spread(found.pearson_interval)}\n'
       f'Spearman ρ = {found.spearman:.2f} {spread(found.spearman_interval)},'
-      f' n = {found.n}'
+      f' n = {count}'
   )

@@ -63,14 +63,14 @@ def measure(
 
   gammas: spatial normalisations to measure after; RAW is before any.
   definition: of the metrics, a key of spatial.DEFINITIONS.
-  keep: images of the first batch whose tokens are kept.
+  keep: first images whose tokens are kept.
   """
-  parts, watch, kept = [], _Watch(), None
+  parts, watch, kept = [], _Watch(), []
   for batch in batches:
     tokens = representation.encode(batch)
     _check(representation, tokens, batch)
-    if kept is None:
-      kept = np.float32(tokens[: min(keep, batch.count)])
+    missing = min(keep - sum(map(len, kept)), batch.count)
+    kept += [np.float32(tokens[:missing])] if missing or not kept else []
     masks = token_masks(batch.mask, representation.grid)
     part = {
         gamma: _values(tokens, masks, representation.grid, gamma, definition)
@@ -89,7 +89,7 @@ def measure(
       values,
       {g: np.mean(p, axis=0, dtype=np.float64) for g, p in profile.items()},
       pooled,
-      kept,
+      np.concatenate(kept),
       watch.seconds,
       watch.images,
   )
@@ -151,12 +151,12 @@ def _check_finite(representation, pooled, batch):
 
 
 def _check_masks(values):
-  for gamma, metrics in values.items():
+  for metrics in values.values():
     if 'srss' in metrics and np.isnan(metrics['srss']).all():
       raise errors.DataError(
           f'none of {len(metrics["srss"])} masks has a quarter of the tokens in'
-          ' the foreground and a quarter in the background, near and far from'
-          f' one another (gamma {gamma!r}); --masks=none leaves SRSS out'
+          ' the foreground and a quarter in the background, some of them near'
+          ' and far from one another; --masks=none leaves SRSS out'
       )
 
 

@@ -60,11 +60,13 @@ def row(found, goal, label, step):
       'cka': float(similarity.cka(found.pooled, goal.pooled)),
   }
   for metric, values in found.values[measure.RAW].items():
-    numbers[metric], numbers[f'{metric}_error'], _ = measure.mean_and_error(values)
+    numbers[metric], numbers[f'{metric}_error'], _ = measure.mean_and_error(
+        values
+    )
   return numbers
 
 
-def draw(rows, path):
+def draw(rows, path, *, dpi=figures.DPI):
   """Draws the rows of `monitor`: a panel per metric, the encoder as a level."""
   goal, *points = rows
   metrics = [m for m in DRAWN if m in goal]
@@ -73,7 +75,7 @@ def draw(rows, path):
     for metric in metrics:
       series[metric][point['tokens']].append((point['step'], point[metric]))
   levels = {m: (goal['target'], goal[m]) for m in report.METRICS if m in goal}
-  return figures.curves(series, levels, path)
+  return figures.curves(series, levels, path, dpi=dpi)
 
 
 def _measure(representation, pictures, settings):

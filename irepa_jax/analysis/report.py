@@ -65,10 +65,12 @@ def ranking(measured, gamma=measure.RAW, seed=0):
   )  # [encoders metrics images]
   ranks = _ranks(np.nanmean(values, axis=-1))
   rng = np.random.default_rng(seed)
-  draws = np.stack([
-      _ranks(_resampled_mean(values, rng)).mean(axis=1)
-      for _ in range(RESAMPLES)
-  ])
+  draws = np.stack(
+      [
+          _ranks(_resampled_mean(values, rng)).mean(axis=1)
+          for _ in range(RESAMPLES)
+      ]
+  )
   tail = 50 * (1 - COVERAGE)
   low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
   mean = ranks.mean(axis=1)
@@ -79,7 +81,10 @@ def ranking(measured, gamma=measure.RAW, seed=0):
           'mean_rank': float(mean[i]),
           'low': float(low[i]),
           'high': float(high[i]),
-          **{f'{m}_rank': int(r) for m, r in zip(metrics, ranks[i], strict=True)},
+          **{
+              f'{m}_rank': int(r)
+              for m, r in zip(metrics, ranks[i], strict=True)
+          },
       }
       for place, i in enumerate(np.argsort(mean, kind='stable'))
   ]
@@ -103,7 +108,10 @@ def write_json(path, content):
 def text(table, columns):
   """Formats dicts as an aligned table for a terminal."""
   columns = [c for c in columns if any(c in row for row in table)]
-  lines = [columns, *([_cell(row.get(c, '')) for c in columns] for row in table)]
+  lines = [
+      columns,
+      *([_cell(row.get(c, '')) for c in columns] for row in table),
+  ]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
       '  '.join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip()

@@ -123,7 +123,9 @@ def _open_tokens(path):
     try:
       return np.load(path, mmap_mode='r')
     except (OSError, ValueError, EOFError) as error:
-      raise errors.DataError(f'tokens {path} cannot be read: {error}') from error
+      raise errors.DataError(
+          f'tokens {path} cannot be read: {error}'
+      ) from error
   if path.suffix not in TORCH:
     raise errors.UsageError(
         f'tokens {path}: a .npy file, or a tensor saved by torch as .pt'

@@ -41,6 +41,7 @@ def survey(
     batch_size=32,
     points=((0.5, 0.5), (0.2, 0.2), (0.75, 0.5)),
     drawn=2,
+    dpi=figures.DPI,
     settings=None,
 ):
   """Measures candidates and writes tables and figures to the folder `out`.
@@ -55,12 +56,15 @@ def survey(
     batch_size: images at a time, at most.
     points: (y, x) in fractions of the image, for the similarity maps.
     drawn: images that are drawn; 0 makes no figures at all.
+    dpi: of the PNG figures; the PDF figures are vectors.
     settings: remembered in summary.json.
 
   Returns:
     A list of measure.Measured.
   """
   out, measured = folder(out), []
+  if drawn:
+    figures.require()
   for name, load in candidates:
     batches = inputs.batches(pictures, batch_size, masks)
     batches = tqdm.tqdm(
@@ -73,7 +77,7 @@ def survey(
     )
     write_tables(measured, pictures, out, definition, settings or {})
   if drawn:
-    draw(measured, pictures, out, definition, points, drawn)
+    draw(measured, pictures, out, definition, points, drawn, dpi)
   return measured
 
 
@@ -107,18 +111,21 @@ def describe(measured, definition):
   return f'{rows}\n\n{report.text(ranked, columns)}'
 
 
-def draw(measured, pictures, out, definition, points, drawn):
+def draw(measured, pictures, out, definition, points, drawn, dpi):
   """Writes the figures of a survey and returns their names."""
-  names = figures.metrics(report.rows(measured, definition), out / 'metrics')
-  names += figures.decay(measured, out / 'decay')
+  rows = report.rows(measured, definition)
+  names = figures.metrics(rows, out / 'metrics', dpi=dpi)
+  names += figures.decay(measured, out / 'decay', dpi=dpi)
   images = [pictures.read(i)[0] for i in range(min(drawn, len(pictures)))]
   for i, image in enumerate(images):
     entries = [_similarity_maps(item, i, points) for item in measured]
     names += figures.similarity(
-        image, entries, points, out / f'similarity_{i}'
+        image, entries, points, out / f'similarity_{i}', dpi=dpi
     )
   entries = [(item.name, _components(item)) for item in measured]
-  return names + figures.components(images, entries, out / 'components')
+  return names + figures.components(
+      images, entries, out / 'components', dpi=dpi
+  )
 
 
 def _similarity_maps(item, i, points):

@@ -102,6 +102,10 @@ def _open(data):
   try:
     with PIL.Image.open(io.BytesIO(data)) as picture:
       return picture.convert('RGB')
+  except PIL.UnidentifiedImageError as error:  # its text is an address
+    raise errors.DataError(
+        f'unreadable image of {len(data)} bytes: {head(data)}'
+    ) from error
   except UNREADABLE as error:
     raise errors.DataError(
         f'unreadable image of {len(data)} bytes ({head(data)}): {error}'

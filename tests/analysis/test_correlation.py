@@ -70,6 +70,18 @@ def test_metrics_are_joined_by_encoder_and_never_overwrite(tmp_path):
   assert joined[0]['cds'] == '1'
 
 
+def test_weights_do_not_change_the_name_but_random_ones_do():
+  rows = [{'encoder': 'a', 'fid': '1'}, {'encoder': 'b', 'fid': '2'}]
+  metrics = [
+      {'encoder': 'a@a.pth', 'lds': '3'}, {'encoder': 'b@random', 'lds': '4'}
+  ]  # fmt: skip
+  joined = correlation.join(rows, metrics)
+  assert [r.get('lds') for r in joined] == ['3', None]
+  assert [r['encoder'] for r in joined] == ['a', 'b']
+  with pytest.raises(errors.UsageError, match='no encoder is in both'):
+    correlation.join(rows, [{'encoder': 'c', 'lds': '1'}])
+
+
 def test_bad_tables_are_refused(tmp_path):
   with pytest.raises(errors.DataError, match='cannot be read'):
     correlation.read(tmp_path / 'none.csv')

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import weakref
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +47,20 @@ def run(tokens, size=N, masks=True, name='x', **settings):
   return measure.measure(representation, batches(size, masks), **settings)
 
 
+def test_tokens_of_a_batch_are_dropped_before_the_next_but_one():
+  tokens, alive = smooth_tokens(), []
+
+  def encode(batch):
+    found = jnp.asarray(tokens[batch.index])
+    alive.append(weakref.ref(found))
+    assert sum(ref() is not None for ref in alive) <= 2
+    return found
+
+  representation = measure.Representation('x', GRID, encode)
+  measure.measure(representation, batches(2), keep=1)
+  assert len(alive) == N // 2 and not any(ref() is not None for ref in alive)
+
+
 @pytest.mark.parametrize('definition', list(spatial.DEFINITIONS))
 @pytest.mark.parametrize('size', [1, 4])
 def test_streaming_equals_one_batch(size, definition):
@@ -71,6 +86,8 @@ def test_values_are_the_metrics():
       found.values['0.6']['rmsc'], spatial.rmsc(normalised, *GRID), atol=2e-6
   )
   np.testing.assert_array_equal(found.kept, tokens[:2])
+  np.testing.assert_array_equal(run(tokens, 4, keep=7).kept, tokens[:7])
+  assert run(tokens, 4).kept.shape == (0, SIDE * SIDE, WIDTH)
 
 
 def planted(strength):

@@ -4,7 +4,6 @@ import csv
 import json
 
 from absl import flags
-from absl.testing import flagsaver
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,6 +15,7 @@ from irepa_jax import sharding
 from irepa_jax import trainer
 from irepa_jax.analysis import inputs
 from irepa_jax.tools import analyze as tool
+from irepa_jax.tools import analyze_options
 from irepa_jax.tools import run_tokens
 
 pytest.importorskip('matplotlib')
@@ -25,8 +25,9 @@ PHOTOS = '--data=photos'
 
 def analyze(*args):
   """Runs the command in this process; returns its exit status."""
-  with flagsaver.flagsaver():
-    return tool.main(flags.FLAGS(['analyze', *map(str, args)]))
+  values = flags.FlagValues()
+  analyze_options.define_flags(values)
+  return tool.main(values(['analyze', *map(str, args)]), values)
 
 
 def read(path):
@@ -139,9 +140,68 @@ def test_tokens_of_a_run_from_latents_and_from_images_agree(run_directory):
         (['survey'], errors.UsageError, 'measure, correlate, monitor'),
         (['correlate', '--where=model'], errors.UsageError, 'column=value'),
         (['correlate', '--x=nothing'], errors.UsageError, 'no row has fid'),
+        ([PHOTOS, f'--encoders={HOG},{HOG}'], errors.UsageError, '2 sources'),
+        ([PHOTOS, '--encoders=dinov2-vit-bb'], errors.UsageError, "'dinov2-vit-b'"),
     ],
 )
 def test_bad_input_gives_one_clear_line(args, error, message, tmp_path):
   with pytest.raises(error, match=message) as raised:
     analyze(*args, f'--out={tmp_path}')
   assert '\n' not in str(raised.value)
+
+
+@pytest.fixture(scope='module')
+def bad(tmp_path_factory):
+  """Folders and files with one fault each, and two sound images."""
+  folder = tmp_path_factory.mktemp('bad')
+  rng = np.random.default_rng(0)
+  noise = lambda side: rng.integers(0, 256, (side, side, 3), np.uint8)
+  grey = lambda side: np.zeros((side, side), np.uint8)
+  files = {
+      'two/a.png': noise(64), 'two/b.png': noise(64), 'one/a.png': noise(64),
+      'broken/a.png': noise(64), 'small/a.png': grey(32), 'small/b.png': grey(32),
+      'blank/a.png': grey(64), 'blank/b.png': grey(64), 'half/a.png': grey(64),
+  }  # fmt: skip
+  for name, pixels in files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    PIL.Image.fromarray(pixels).save(folder / name)
+  (folder / 'broken/b.png').write_bytes(b'no image')
+  (folder / 'empty').mkdir()
+  np.save(folder / 'oblong.npy', np.ones((2, 60, 4), np.float32))
+  np.save(folder / 'three.npy', np.ones((3, 64, 4), np.float32))
+  return folder
+
+
+@pytest.mark.parametrize(
+    'args, status, message',
+    [
+        (['two', '--tokens={}/oblong.npy'], 2, '60 tokens form no square grid'),
+        (['two', '--tokens={}/oblong.npy', '--grid=5x10'], 2, 'grid of 5 x 10'),
+        (['two', '--tokens={}/three.npy'], 3, 'of 3 images, --data gives 2'),
+        (['two', '--masks={}/small'], 3, '32x32 pixels, its image 64x64'),
+        (['two', '--masks={}/blank'], 3, 'none of 2 masks'),
+        (['two', '--masks={}/half'], 3, 'no mask for image b.png'),
+        (['two', '--masks={}/empty'], 3, 'empty is empty'),
+        (['one'], 3, 'gives 1 image: at least 2'),
+        (['broken'], 3, r'b\.png: unreadable image of 8 bytes: it begins with'),
+        (['empty'], 3, 'no images under .*empty'),
+    ],
+)
+def test_bad_data_gives_one_clear_line_and_its_status(
+    bad, tmp_path, args, status, message
+):
+  name, *options = args
+  source = [] if 'tokens' in str(options) else ['--encoders=hog-vit-g8_d128']
+  with pytest.raises((errors.UsageError, errors.DataError), match=message) as raised:
+    analyze(
+        f'--data={bad / name}', '--image_size=64', f'--out={tmp_path}',
+        *source, *(option.format(bad) for option in options),
+    )  # fmt: skip
+  assert raised.value.exit_status == status
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('flag', ['batch_size=0', 'limit=-1', 'dpi=0', 'drawn=-1'])
+def test_numbers_out_of_range_are_refused(flag):
+  with pytest.raises(flags.Error, match=flag.partition('=')[0]):
+    analyze(PHOTOS, f'--{flag}')
