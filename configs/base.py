@@ -119,10 +119,15 @@ def get_config(preset='irepa'):
   config.labels = 'random'  # or balanced
   config.quantise = 'truncate'  # as released; or round
 
-  # Scores in flight: 0 is off. `digits` judges the quickstart.
+  # Scores in flight, of images from the first average: 0 is off. `digits`
+  # judges the quickstart; `fid` gives FID, sFID, Inception Score and, where the
+  # reference has images, precision, recall and KID.
   config.eval_every = 0
-  config.eval_count = 500
+  config.eval_count = 500  # images; FIDs compare only at the same count
+  config.eval_final_count = 0  # images at the last step; 0 is eval_count
   config.evaluator = ''
+  config.eval_reference = ''  # of fid: npz of ADM, folder, prepared data set
+  config.eval_inception = ''  # path or hub id; '' is the published file
   if preset not in ALIGNMENT:
     raise ValueError(f'alignment preset {preset!r}: one of {list(ALIGNMENT)}')
   config.update(ALIGNMENT[preset])

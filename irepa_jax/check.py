@@ -35,6 +35,7 @@ AT_LEAST = {
     'data_threads': 0,
     'eval_count': 1,
     'eval_every': 0,
+    'eval_final_count': 0,
     'gamma': 0,
     'image_size': 1,
     'keep': 1,
@@ -63,7 +64,8 @@ def config(config):
   for field, allowed in CHOICES.items():
     _choice(field, config[field], allowed)
   for field, least in AT_LEAST.items():
-    _require(config[field] >= least, field, config[field], f'at least {least}')
+    value = config.get(field, least)  # absent from the config of an older run
+    _require(value >= least, field, value, f'at least {least}')
   _require(
       config.mesh_data == -1 or config.mesh_data >= 1,
       'mesh_data',

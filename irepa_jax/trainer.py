@@ -47,6 +47,9 @@ HARMLESS = frozenset(
         'encoder_weights',
         'eval_count',
         'eval_every',
+        'eval_final_count',
+        'eval_inception',
+        'eval_reference',
         'evaluator',
         'fsdp',
         'guidance',
@@ -144,15 +147,14 @@ def run(config, workdir, *, check_only=False) -> int:
         ),
         state,
     )
-    if status == 0 and config.eval_every and processes.is_first():
+    if status == 0 and report.metrics and processes.is_first():
       log.close()
-      draw_curve(workdir)
+      draw_curve(workdir, report.metrics)
     return status
 
 
-def draw_curve(workdir):
+def draw_curve(workdir, metrics):
   """Leaves the scores of a finished run as curve.png and curve.md."""
-  metrics = ('eval/accuracy', 'eval/frechet')
   compare.compare([workdir], os.path.join(workdir, 'curve'), metrics=metrics)
 
 

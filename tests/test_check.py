@@ -75,6 +75,7 @@ WRONG = [
     (dict(sample_count=0), 'at least 1'),
     (dict(eval_every=-1), 'at least 0'),
     (dict(eval_count=0), 'at least 1'),
+    (dict(eval_final_count=-1), 'at least 0'),
     (dict(labels='even'), 'one of random, balanced'),
     (dict(quantise='floor'), 'one of truncate, round'),
     (dict(guidance=0.5), '1 .none. or more'),
@@ -137,7 +138,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
   # Checked where they are used: names of parts, paths, hub ids, projects.
   names = {
       'autoencoder', 'autoencoder_weights', 'data', 'encoder', 'evaluator',
-      'model', 'preset', 'wandb',
+      'eval_inception', 'eval_reference', 'model', 'preset', 'wandb',
   }  # fmt: skip
   known = {*check.CHOICES, *check.AT_LEAST, *free, *own, *names}
   config = base.get_config()
