@@ -38,8 +38,19 @@ class SavedRun(NamedTuple):
   built: build.Experiment
 
   @property
+  def name(self):
+    return epath.Path(self.workdir).name
+
+  @property
   def checkpoints(self):
     return epath.Path(self.workdir) / 'checkpoints'
+
+  @property
+  def data(self):
+    """The data set it was trained on."""
+    if self.config.data == 'digits':
+      return str(epath.Path(self.workdir) / 'data')
+    return self.config.data
 
 
 def open_(workdir, **changes) -> SavedRun:

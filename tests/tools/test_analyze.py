@@ -11,6 +11,7 @@ import pytest
 from configs import quickstart
 from irepa_jax import errors
 from irepa_jax import models
+from irepa_jax import saved_run
 from irepa_jax import sharding
 from irepa_jax import trainer
 from irepa_jax.analysis import inputs
@@ -113,12 +114,12 @@ def test_monitors_the_checkpoints_of_a_run(run_directory, tmp_path):
 
 def test_tokens_of_a_run_from_latents_and_from_images_agree(run_directory):
   """The stored moments are float16 of what the autoencoder gives."""
-  run = run_tokens.open_run(run_directory, sharding.make_mesh())
+  run, mesh = saved_run.open_(run_directory), sharding.make_mesh()
   found = []
   for data in (run.data, 'digits'):
     pictures = inputs.open_pictures(data, 16, 8)
     (batch,) = inputs.batches(pictures, 8)
-    _, load = run_tokens.candidate(run, pictures, 2, 0.5)
+    _, load = run_tokens.candidate(run, mesh, pictures, 2, 0.5)
     found.append(load().encode(batch))
   np.testing.assert_allclose(found[0], found[1], atol=2e-2)
   assert found[0].shape == (8, 16, models.sizes('SiT-T/2')['width'])
