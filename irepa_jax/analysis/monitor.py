@@ -6,6 +6,7 @@ CKA of their mean over each image with that of the encoder (as REPA, arXiv
 """
 
 import collections
+import itertools
 
 from irepa_jax import errors
 from irepa_jax.analysis import figures
@@ -26,7 +27,8 @@ def monitor(series, target, pictures, out, *, settings, say=print):
     target: load of the encoder's representation.
     pictures: inputs.Pictures.
     out: folder, which exists.
-    settings: batch_size and masks of inputs.batches, definition of the metrics.
+    settings: batch_size of inputs.batches; its masks and the definition of the
+      metrics where they are not the defaults.
     say: receives a line per checkpoint.
 
   Returns:
@@ -43,6 +45,24 @@ def monitor(series, target, pictures, out, *, settings, say=print):
   return rows
 
 
+def pairs(candidates, pictures, *, settings):
+  """Returns rows (tokens, other, cknna, cka) of every two candidates.
+
+  candidates: (name, load) of representations; settings as in `monitor`.
+  """
+  check(pictures)
+  if len(candidates) < 2:
+    raise errors.UsageError('a comparison needs two sets of tokens')
+  pooled = [
+      (name, _measure(load(), pictures, settings).pooled)
+      for name, load in candidates
+  ]
+  return [
+      {'tokens': name, 'other': other} | _similarities(x, y)
+      for (name, x), (other, y) in itertools.combinations(pooled, 2)
+  ]
+
+
 def check(pictures):
   """Raises UsageError for fewer images than CKNNA needs."""
   if len(pictures) < LEAST:
@@ -55,10 +75,7 @@ def check(pictures):
 def row(found, goal, label, step):
   """Returns a row of the table from two measure.Measured."""
   numbers = {'tokens': label, 'step': step, 'target': goal.name}
-  numbers |= {
-      'cknna': float(similarity.cknna(found.pooled, goal.pooled)),
-      'cka': float(similarity.cka(found.pooled, goal.pooled)),
-  }
+  numbers |= _similarities(found.pooled, goal.pooled)
   for metric, values in found.values[measure.RAW].items():
     numbers[metric], numbers[f'{metric}_error'], _ = measure.mean_and_error(
         values
@@ -78,11 +95,20 @@ def draw(rows, path, *, dpi=figures.DPI):
   return figures.curves(series, levels, path, dpi=dpi)
 
 
+def _similarities(x, y):
+  return {
+      'cknna': float(similarity.cknna(x, y)),
+      'cka': float(similarity.cka(x, y)),
+  }
+
+
 def _measure(representation, pictures, settings):
-  batches = inputs.batches(pictures, settings['batch_size'], settings['masks'])
+  batches = inputs.batches(
+      pictures, settings['batch_size'], settings.get('masks')
+  )
   return measure.measure(
       representation,
       batches,
       gammas=(measure.RAW,),
-      definition=settings['definition'],
+      definition=settings.get('definition', 'code'),
   )

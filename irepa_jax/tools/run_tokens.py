@@ -1,5 +1,7 @@
 """The tokens of saved runs, as representations for an analysis."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,8 @@ from irepa_jax.data import latents
 from irepa_jax.data import manifest as manifests
 from irepa_jax.diffusion import paths
 
+IMAGE_SIZE = 256  # where no run says otherwise
+
 
 def steps(run):
   """Returns the steps of the saved checkpoints; CheckpointError without any."""
@@ -21,6 +25,31 @@ def steps(run):
   if not found:
     raise errors.CheckpointError(f'no checkpoint under {run.checkpoints}')
   return found
+
+
+def image_size(runs, wanted=0):
+  """Returns the image size that all runs share; 256 without runs.
+
+  wanted: must be that size; 0 takes it as it is.
+  """
+  sizes = {run.config.image_size for run in runs}
+  size = wanted or (min(sizes) if sizes else IMAGE_SIZE)
+  if sizes - {size}:
+    raise errors.UsageError(
+        f'runs at {sorted(sizes)} pixels cannot be analysed at {size}'
+    )
+  return size
+
+
+def places(blocks, times):
+  """Returns all (block, t) of two lists of texts; no blocks: the aligned one."""
+  try:
+    numbers = [int(block) for block in blocks] or [None]
+    return list(itertools.product(numbers, [float(t) for t in times]))
+  except ValueError as error:
+    raise errors.UsageError(
+        f'--blocks and --times are numbers: {error}'
+    ) from error
 
 
 def candidate(run, mesh, pictures, block, t, *, step=None):
@@ -79,7 +108,10 @@ def clean_latents(run, mesh, pictures, bias, scale):
 def _check_data(run, pictures):
   """Whether the pictures bring latents; DataError if those of another codec."""
   origin = pictures.origin
-  if not isinstance(origin, inputs.DataSet) or not origin.manifest.moments_shape:
+  if (
+      not isinstance(origin, inputs.DataSet)
+      or not origin.manifest.moments_shape
+  ):
     return False
   model = run.built.model
   manifests.check(

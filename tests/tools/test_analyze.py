@@ -112,6 +112,24 @@ def test_monitors_the_checkpoints_of_a_run(run_directory, tmp_path):
   assert (tmp_path / 'monitor.pdf').exists()
 
 
+def test_compares_sets_of_tokens_by_pairs(measured, tmp_path):
+  again = tmp_path / 'again.npy'
+  np.save(again, np.load(measured / 'noise.npy')[..., ::-1])
+  analyze(
+      'similarity', '--data=digits', '--limit=12', f'--encoders={HOG}',
+      f'--tokens={measured / "noise.npy"},{again}', '--image_size=16',
+      f'--out={tmp_path}',
+  )  # fmt: skip
+  rows = read(tmp_path / 'similarity.csv')
+  names = [(r['tokens'], r['other']) for r in rows]
+  assert names == [(HOG, 'noise'), (HOG, 'again'), ('noise', 'again')]
+  same = rows[-1]
+  assert float(same['cka']) == pytest.approx(1, abs=1e-5)
+  assert float(same['cknna']) == pytest.approx(1, abs=1e-5)
+  assert float(rows[0]['cka']) == pytest.approx(float(rows[1]['cka']), abs=1e-5)
+  assert float(rows[0]['cka']) < 0.9
+
+
 def test_tokens_of_a_run_from_latents_and_from_images_agree(run_directory):
   """The stored moments are float16 of what the autoencoder gives."""
   run, mesh = saved_run.open_(run_directory), sharding.make_mesh()
@@ -139,6 +157,12 @@ def test_tokens_of_a_run_from_latents_and_from_images_agree(run_directory):
         ([PHOTOS, '--runs=nowhere'], errors.CheckpointError, 'no config.json'),
         (['monitor', PHOTOS], errors.UsageError, '--runs'),
         (['survey'], errors.UsageError, 'measure, correlate, monitor'),
+        (['similarity', PHOTOS, f'--encoders={HOG}'], errors.UsageError, 'too few'),
+        (
+            ['similarity', '--data=digits', f'--encoders={HOG}', '--image_size=16'],
+            errors.UsageError,
+            'two sets',
+        ),
         (['correlate', '--where=model'], errors.UsageError, 'column=value'),
         (['correlate', '--x=nothing'], errors.UsageError, 'no row has fid'),
         ([PHOTOS, f'--encoders={HOG},{HOG}'], errors.UsageError, '2 sources'),
