@@ -7,7 +7,10 @@ Kernels:
   bilinear     triangle; torch bilinear, also when shrinking
   bilinear_aa  triangle stretched by the shrink factor; torch antialias=True
   cubic075     Keys with a = -0.75; torch bicubic
-  cubic05aa    Keys with a = -0.5, stretched; torch bicubic antialias=True, timm
+  cubic05aa    Keys with a = -0.5, stretched; torch bicubic antialias=True, timm;
+               PIL's bicubic up to its rounding
+  cubic075_offset  as cubic075 with torch's scale_factor = (m + 0.1) / n, which
+               DINOv2's code resizes its position table with
 
 Without antialias the border pixel repeats outside; with it the weights are
 renormalised over the pixels inside.
@@ -31,6 +34,7 @@ class Kernel(NamedTuple):
   weight: Callable[[np.ndarray], np.ndarray]
   radius: int
   antialias: bool
+  offset: float = 0.0  # output pixels that only the scale counts
 
 
 def resize(
@@ -59,7 +63,9 @@ def matrix(n: int, m: int, kernel: str, places: str = 'float64') -> np.ndarray:
   """
   spec = KERNELS[kernel]
   build = _stretched if spec.antialias else _clamped
-  weights = np.eye(n) if n == m else build(_centres(n, m, places), n, m, spec)
+  weights = (
+      np.eye(n) if n == m else build(_centres(n, m, spec, places), n, m, spec)
+  )
   weights.setflags(write=False)
   return weights
 
@@ -82,15 +88,16 @@ KERNELS = {
     'bilinear_aa': Kernel(triangle, 1, True),
     'cubic075': Kernel(functools.partial(keys, a=-0.75), 2, False),
     'cubic05aa': Kernel(functools.partial(keys, a=-0.5), 2, True),
+    'cubic075_offset': Kernel(functools.partial(keys, a=-0.75), 2, False, 0.1),
 }
 
 
-def _centres(n, m, places):
+def _centres(n, m, spec, places):
   """Returns where the m output pixels lie, in input pixel indices.
 
   Torch rounds the scale and then, once, the fused product and difference.
   """
-  scale = np.dtype(places).type(n / m).astype(np.float64)
+  scale = np.dtype(places).type(n / (m + spec.offset)).astype(np.float64)
   centres = (np.arange(m) + 0.5) * scale - 0.5
   return centres.astype(places).astype(np.float64)
 

@@ -52,9 +52,11 @@ def test_matrices_as_torch(kernel, sizes):
   n, m = sizes
   mode = 'bilinear' if kernel.startswith('bilinear') else 'bicubic'
   # The antialias of torch needs two axes: resize the first of an (n, n) map.
+  offset = resize.KERNELS[kernel].offset
+  size = dict(scale_factor=((m + offset) / n, 1.0)) if offset else {}
   wanted = torch.nn.functional.interpolate(
       torch.eye(n, dtype=torch.float64)[None, None],
-      (m, n),
+      **(size or dict(size=(m, n))),
       mode=mode,
       antialias=kernel.endswith('aa'),
   )[0, 0]

@@ -157,7 +157,8 @@ def softmax(
   def step(carry, rows):
     params, state = carry
     gradient = jax.grad(loss)(params, x[rows], label[rows], decay)
-    updates, state = transform.update(gradient, state)
+    with jax.numpy_dtype_promotion('standard'):
+      updates, state = transform.update(gradient, state)
     return (optax.apply_updates(params, updates), state), None
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -17,7 +17,7 @@ def features(classes=3, n=240, width=7, seed=0):
   rng = np.random.default_rng(seed)
   label = rng.integers(classes, size=n)
   centres = np.random.default_rng(9).standard_normal((classes, width))
-  x = centres[label] + 0.8 * rng.standard_normal((n, width))
+  x = centres[label] + 1.6 * rng.standard_normal((n, width))
   x = x * np.geomspace(0.01, 10, width) + np.eye(width)[0] * 5
   return probe.Features(x.astype(np.float32), label.astype(np.int32))
 
@@ -82,7 +82,7 @@ def test_small_batches_come_close_to_the_optimum():
       train, 3, learning_rate=0.02, epochs=60, decay=1e-2, batch_size=32
   )
   wanted, reached = (float(probe.loss(p, *train, 1e-2)) for p in (full, small))
-  assert wanted < reached < 1.01 * wanted
+  assert wanted < reached < 1.02 * wanted
 
 
 def test_a_rate_that_diverges_is_told():

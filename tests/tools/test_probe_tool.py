@@ -32,7 +32,7 @@ def test_every_block_and_time_of_a_run(run_directory):
   opened = saved_run.open_(run_directory)
   places = run_tokens.places(['1', '4'], ['0', '0.9'])
   rows = run(
-      opened.data, runs=[run_directory], places=places, limit=600, image_size=0
+      opened.data, runs=[run_directory], places=places, held_out=0.3, image_size=0
   )
   name = opened.name
   assert [r['tokens'] for r in rows] == [
@@ -41,7 +41,7 @@ def test_every_block_and_time_of_a_run(run_directory):
   ]  # fmt: skip
   top = [r['top1'] for r in rows]
   # The data is readable through a model that has hardly trained, noise is not.
-  assert min(top[0], top[2]) > 0.5 > max(top[1], top[3]) > 0
+  assert min(top[0], top[2]) > 0.35 and max(top[1], top[3]) < 0.2
 
 
 def test_a_run_is_not_shown_the_labels(run_directory):
@@ -84,14 +84,14 @@ def test_the_command_prints_a_line_and_writes_json(tmp_path, capsys):
       [
           sys.executable, '-m', 'irepa_jax.tools.probe', '--data=digits',
           '--image_size=16', f'--encoders={HOG}', '--limit=400',
-          '--method=adam', '--epochs=20', f'--out={out}',
+          '--method=adam', '--epochs=200', f'--out={out}',
       ],
       check=True, capture_output=True, text=True,
   )  # fmt: skip
   assert f'{HOG}: top1 0.' in done.stdout
   found = json.loads(out.read_text())
   assert found['settings']['method'] == 'adam'
-  assert found['settings']['epochs'] == 20
+  assert found['settings']['epochs'] == 200
   assert found['probes'][0]['top1'] > 0.7
 
 
