@@ -10,6 +10,10 @@
   # a run's own tokens over its checkpoints, against its encoder
   python -m irepa_jax.tools.analyze monitor --runs=runs/repa,runs/irepa
 
+  # CKNNA and CKA of every two sets of tokens, on the same images
+  python -m irepa_jax.tools.analyze similarity --data=data/imagenet256 \\
+      --limit=10000 --encoders=dinov2-vit-b,clip-vit-L --runs=runs/repa
+
 --data is a folder of images, a prepared data set, `photos`, or a source of
 irepa_jax.tools.prepare such as digits. docs/analysis.md explains the output.
 """
@@ -21,6 +25,7 @@ from absl import flags
 
 from irepa_jax import cli
 from irepa_jax import errors
+from irepa_jax import saved_run
 from irepa_jax import sharding
 from irepa_jax.analysis import correlation
 from irepa_jax.analysis import figures
@@ -56,29 +61,15 @@ def main(args, values=flags.FLAGS):
 def measure(v):
   """Measures encoders, saved tokens and runs, and ranks them."""
   mesh = sharding.make_mesh()
-  runs = [run_tokens.open_run(path, mesh) for path in v.runs]
-  size = image_size(v, runs)
-  encoders = [representations.encoder(name, size, mesh) for name in v.encoders]
-  tokens = [representations.saved_tokens(p, options.grid(v)) for p in v.tokens]
-  if not encoders and not tokens and not runs:
-    raise errors.UsageError('name --encoders, --tokens or --runs to analyse')
   points, gammas = options.points(v), options.gammas(v)
-  pictures = open_pictures(v, runs, size)
-  check_tokens(tokens, pictures)
-  own = [
-      run_tokens.candidate(run, pictures, block, t)
-      for run in runs
-      for block, t in options.blocks_and_times(v)
-  ]
-  candidates = [*encoders, *(t[:2] for t in tokens), *own]
-  check_names(name for name, _ in candidates)
+  candidates, pictures = chosen(v, mesh)
   if v.shuffled:
     candidates += map(representations.shuffled, candidates[:])
   measured = survey.survey(
       candidates,
       pictures,
       v.out,
-      masks=inputs.mask_reader(v.masks, size),
+      masks=inputs.mask_reader(v.masks, pictures.size),
       gammas=gammas,
       definition=v.definition,
       batch_size=batch_size(v, pictures, mesh),
@@ -89,6 +80,26 @@ def measure(v):
   )
   print(survey.describe(measured, v.definition))
   print(f'\ntables and figures: {v.out}')
+
+
+def chosen(v, mesh):
+  """Returns (candidates, pictures): what is to be analysed, on which images."""
+  runs = [saved_run.open_(path) for path in v.runs]
+  size = run_tokens.image_size(runs, v.image_size)
+  encoders = [representations.encoder(name, size, mesh) for name in v.encoders]
+  tokens = [representations.saved_tokens(p, options.grid(v)) for p in v.tokens]
+  if not encoders and not tokens and not runs:
+    raise errors.UsageError('name --encoders, --tokens or --runs to analyse')
+  pictures = open_pictures(v, runs, size)
+  check_tokens(tokens, pictures)
+  own = [
+      run_tokens.candidate(run, mesh, pictures, block, t)
+      for run in runs
+      for block, t in run_tokens.places(v.blocks, v.times)
+  ]
+  candidates = [*encoders, *(t[:2] for t in tokens), *own]
+  check_names(name for name, _ in candidates)
+  return candidates, pictures
 
 
 def correlate(v):
@@ -120,17 +131,19 @@ def correlate(v):
 def monitor(v):
   """Follows the tokens of runs over their checkpoints."""
   mesh = sharding.make_mesh()
-  runs = [run_tokens.open_run(path, mesh) for path in v.runs]
+  runs = [saved_run.open_(path) for path in v.runs]
   if not runs:
     raise errors.UsageError('name the run directories to follow with --runs')
-  size = image_size(v, runs)
+  size = run_tokens.image_size(runs, v.image_size)
   _, target = representations.encoder(target_name(v, runs), size, mesh)
   pictures = open_pictures(v, runs, size)
   series = []
   for run in runs:
-    for block, t in options.blocks_and_times(v):
+    for block, t in run_tokens.places(v.blocks, v.times):
       for step in run_tokens.steps(run):
-        name, load = run_tokens.candidate(run, pictures, block, t, step)
+        name, load = run_tokens.candidate(
+            run, mesh, pictures, block, t, step=step
+        )
         series.append((name, step, load))
   check_names(f'{name} step {step}' for name, step, _ in series)
   out = survey.folder(v.out)
@@ -146,6 +159,18 @@ def monitor(v):
   print(f'\ntable and figure: {out}')
 
 
+def similarity(v):
+  """Compares every two of encoders, saved tokens and runs by CKNNA and CKA."""
+  mesh = sharding.make_mesh()
+  candidates, pictures = chosen(v, mesh)
+  settings = {'batch_size': batch_size(v, pictures, mesh)}
+  rows = monitors.pairs(candidates, pictures, settings=settings)
+  out = survey.folder(v.out)
+  report.write_csv(out / 'similarity.csv', rows)
+  print(report.text(rows, list(rows[0])))
+  print(f'\ntable: {out / "similarity.csv"}')
+
+
 def target_name(v, runs):
   """Returns the encoder of --encoders, or else that of the runs."""
   names = v.encoders
@@ -157,17 +182,6 @@ def target_name(v, runs):
         ' it with --encoders'
     )
   return names[0]
-
-
-def image_size(v, runs):
-  """Returns --image_size, which must be that of all runs."""
-  sizes = {run.config.image_size for run in runs}
-  size = v.image_size or (min(sizes) if sizes else 256)
-  if sizes - {size}:
-    raise errors.UsageError(
-        f'runs at {sorted(sizes)} pixels cannot be analysed at {size}'
-    )
-  return size
 
 
 def batch_size(v, pictures, mesh):
@@ -207,7 +221,12 @@ def check_names(names):
     )
 
 
-COMMANDS = {'measure': measure, 'correlate': correlate, 'monitor': monitor}
+COMMANDS = {
+    'measure': measure,
+    'correlate': correlate,
+    'monitor': monitor,
+    'similarity': similarity,
+}
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """The options of irepa_jax.tools.analyze, and what their text means."""
 
 import functools
-import itertools
 
 from absl import flags
 
@@ -96,18 +95,6 @@ def define_flags(values=flags.FLAGS):
 def read(values):
   """Returns the options alone, as a dict."""
   return {name: values[name].value for name in OPTIONS}
-
-
-def blocks_and_times(v):
-  """Returns all pairs of --blocks (None: the aligned one) and --times."""
-  try:
-    blocks = [int(block) for block in v.blocks] or [None]
-    times = [float(t) for t in v.times]
-  except ValueError as error:
-    raise errors.UsageError(
-        f'--blocks and --times are numbers: {error}'
-    ) from error
-  return list(itertools.product(blocks, times))
 
 
 def grid(v):
