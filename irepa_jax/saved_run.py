@@ -85,12 +85,17 @@ def load(run: SavedRun, mesh, *, ema=0, step=None):
   Returns:
     (params {'model', 'projector'}, meta with 'step', 'bias', 'scale' ...).
   """
+  check_ema(run, ema)
+  return _restore(run, mesh, f'ema/{ema}', step)
+
+
+def check_ema(run: SavedRun, ema):
+  """Raises UsageError unless the run keeps a moving average of this number."""
   if not 0 <= ema < len(run.config.ema):
     raise errors.UsageError(
         f'ema is {ema}; the run has {len(run.config.ema)}, of decay'
         f' {tuple(run.config.ema)}, numbered from 0'
     )
-  return _restore(run, mesh, f'ema/{ema}', step)
 
 
 def load_params(run: SavedRun, mesh, *, step=None):

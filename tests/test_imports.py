@@ -36,7 +36,7 @@ LAYERS = {
     3: {'encoders'},
     4: {'analysis', 'evals', 'train'},
     5: {'build', 'check', 'official', 'saved_run'},
-    6: {'cli', 'main', 'reports', 'scoring', 'tools', 'trainer'},
+    6: {'cli', 'evaluation', 'main', 'reports', 'scoring', 'tools', 'trainer'},
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}
 OPEN = {1, 5, 6}  # layers whose modules may import one another

@@ -42,7 +42,7 @@ def real(tmp_path_factory):
 
 
 def config(real, **changes):
-  made = quickstart.get_config('irepa')
+  made = quickstart.get_config('none')
   made.update(SETTINGS | {'eval_reference': real} | changes)
   return made
 
@@ -96,7 +96,7 @@ from irepa_jax import trainer
 from irepa_jax.evals import spaces
 spaces.inception_file = lambda source: None
 spaces.inception = lambda source, mesh: small_space.space()
-config = quickstart.get_config('irepa')
+config = quickstart.get_config('none')
 config.update(arguments['fields'])
 result(code=trainer.run(config, arguments['workdir']))
 """

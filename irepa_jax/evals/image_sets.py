@@ -119,6 +119,7 @@ def file_sha256(path):
 
 def open_folder(path) -> ImageSet:
   """Opens the image files in a folder and below it."""
+  manifests.check_local(path)
   root = pathlib.Path(path)
   files = sorted(
       file

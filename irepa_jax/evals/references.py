@@ -63,7 +63,7 @@ def check_spaces(reference, spaces):
           f' weights of sha256 {made_by[:16]}, those here have'
           f' {space.sha256[:16]}'
       )
-    if reference.images is None and not _fits(reference, space):
+    if reference.images is None and not _has(reference, space):
       raise errors.DataError(
           f'the reference {reference.path} has statistics of'
           f' {", ".join(sorted(reference.stored.fits))}, not of {space.name},'
@@ -86,7 +86,7 @@ def summarise(
   kept: images whose rows are kept, evenly spread over the set; 0 is none.
   """
   stored = reference.stored or statistics.Summary(0, {}, {})
-  complete = all(_fits(reference, space) for space in spaces)
+  complete = all(_has(reference, space) for space in spaces)
   if reference.images is None or (complete and not kept):
     rows = stored.rows if kept else {}
     return statistics.Summary(stored.count, stored.fits, rows)
@@ -124,9 +124,11 @@ def sha256(reference):
   return image_sets.file_sha256(reference.path)
 
 
-def _fits(reference, space):
+def _has(reference, space):
+  """Whether features of this network are stored."""
   stored = reference.stored
-  return stored and any(n.startswith(f'{space.name}/') for n in stored.fits)
+  names = [*stored.fits, *stored.rows] if stored else []
+  return any(name.startswith(f'{space.name}/') for name in names)
 
 
 def _images(path):

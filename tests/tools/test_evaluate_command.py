@@ -156,6 +156,22 @@ def test_statistics_alone_give_the_distances_of_the_images(
   assert 'no features' in found['left_out']['precision, recall, kid']
 
 
+def test_other_networks_beside_or_without_inception(small, real, tmp_path):
+  fake = tmp_path / 'fake.npz'
+  np.savez(fake, small_space.images(30, 1, side=16))
+  hog = 'hog-vit-g4_d128'
+  common = dict(samples=str(fake), reference=real)
+  both = run(tmp_path / 'a.json', spaces=['inception', hog], **common)
+  assert {'fid', f'fd_{hog}'} <= set(both)
+  assert both['settings']['weights_sha256'] == {'inception': '5' * 64, hog: ''}
+  stored = str(tmp_path / 'stored.npz')
+  evaluate.run_command(reference=real, write_reference=stored, spaces=[hog])
+  common['reference'] = stored
+  alone = run(tmp_path / 'b.json', spaces=[hog], **common)
+  assert 'fid' not in alone
+  np.testing.assert_allclose(alone[f'fd_{hog}'], both[f'fd_{hog}'], rtol=1e-4)
+
+
 def test_a_set_against_itself(small, real, tmp_path):
   found = run(tmp_path / 'a.json', samples=real, reference=real)
   assert abs(found['fid']) < 1e-6 and abs(found['sfid']) < 1e-6
@@ -165,13 +181,13 @@ def test_a_set_against_itself(small, real, tmp_path):
 def test_a_result_that_is_there_is_not_made_again(
     small, run_directory, real, capsys, monkeypatch
 ):
-  flags = dict(workdir=run_directory, reference=real, count=16, batch_size=16)
+  flags = dict(workdir=run_directory, reference=real, count=18, batch_size=16)
   folder = run_directory / 'evaluations'
   evaluate.run_command(**flags)
-  (first,) = folder.glob('0000002-16-*.json')
+  (first,) = folder.glob('0000002-18-*.json')
   before = first.read_text()
   evaluate.run_command(**flags, settings={'guidance': 2.0})
-  assert len(list(folder.glob('0000002-16-*.json'))) == 2
+  assert len(list(folder.glob('0000002-18-*.json'))) == 2
   monkeypatch.setattr(sample, 'fill', lambda *_, **__: pytest.fail('samples'))
   evaluate.run_command(**flags)
   assert first.read_text() == before
@@ -277,11 +293,13 @@ BAD = [
     (dict(samples='S', reference='/no.npz'), errors.DataError, 'not found'),
     (dict(samples='F', reference='S'), errors.DataError, 'float32'),
     (dict(samples='1', reference='S'), errors.DataError, 'at least 2 images'),
+    (dict(samples='a.npz', out='a.json'), errors.UsageError, 'would replace'),
     (dict(write_reference='r.npz'), errors.UsageError, 'needs --reference'),
     (dict(write_reference='r', reference='S'), errors.UsageError, '.npz'),
     (dict(workdir='RUN', count=1), errors.UsageError, 'count is 1'),
     (dict(samples='S', batch_size=0), errors.UsageError, 'batch_size 0'),
     (dict(samples='S', is_splits=-1), errors.UsageError, 'is_splits -1'),
+    (dict(samples='S', spaces=('dinov9',)), errors.UsageError, 'dinov9'),
     (dict(samples='S', is_splits=99), errors.UsageError, '99 splits'),
 ]  # fmt: skip
 
