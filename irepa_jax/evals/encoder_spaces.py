@@ -40,6 +40,22 @@ PROJECTIONS = {
 }
 
 
+def open_(text, *, side=None, mesh=None) -> spaces.Space:
+  """Returns the space of NAME or NAME@WEIGHTS: dinov2, clip, or an encoder.
+
+  side: (height, width) of the images; encoders need it, and need squares.
+  """
+  name, _, source = text.partition('@')
+  if name in PUBLISHED:
+    return PUBLISHED[name](source or None, mesh=mesh)
+  if side is None or side[0] != side[1]:
+    raise errors.UsageError(
+        f'the space of {name} needs square images of a known size, not'
+        f' {side or "unknown"}'
+    )
+  return encoder(name, source or None, resolution=side[0], mesh=mesh)
+
+
 def encoder(name, source=None, *, resolution, mesh=None) -> spaces.Space:
   """Returns the space of an encoder: 'pool', the mean of its patch tokens.
 
@@ -100,6 +116,9 @@ def clip(source=None, *, mesh=None, **overrides) -> spaces.Space:
     return {'embedding': jnp.matmul(token, params['proj'], precision='highest')}
 
   return _space('clip', path, None, features, params, mesh)
+
+
+PUBLISHED = {'dinov2': dinov2, 'clip': clip}
 
 
 def class_token(network, params, images):

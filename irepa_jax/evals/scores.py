@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool
 from jaxtyping import Float
 import numpy as np
 
@@ -173,8 +172,8 @@ def precision_recall(
     real, fake = real - centre, fake - centre
   distances = _half_distances if half else _distances
   real, fake = (jnp.asarray(x, jnp.float32) for x in (real, fake))
-  precision = _covered(fake, real, _radii(real, k, distances), distances)
-  recall = _covered(real, fake, _radii(fake, k, distances), distances)
+  radii = _radii(real, k, distances), _radii(fake, k, distances)
+  precision, recall = _covered(real, fake, *radii, distances)
   return float(precision.mean()), float(recall.mean())
 
 
@@ -185,13 +184,20 @@ def _radii(x, k, distances):
   )
 
 
-def _covered(x, members, radii, distances) -> Bool[np.ndarray, 'n']:
-  """Whether each row of x is within the radius of any member."""
-  blocks = [
-      _within(x[i : i + BLOCK], members, radii, distances)
-      for i in range(0, len(x), BLOCK)
-  ]
-  return np.concatenate([np.asarray(block) for block in blocks])
+def _covered(real, fake, real_radii, fake_radii, distances):
+  """Whether each fake row is near a real one, and each real row near a fake.
+
+  Every distance is computed once, with real images as rows, as ADM does.
+  """
+  fakes, reals = np.zeros(len(fake), bool), []
+  for i in range(0, len(real), BLOCK):
+    rows = slice(i, i + BLOCK)
+    near_real, near_fake = _within(
+        real[rows], fake, real_radii[rows], fake_radii, distances
+    )
+    fakes |= np.asarray(near_real)
+    reals.append(np.asarray(near_fake))
+  return fakes, np.concatenate(reals)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -200,9 +206,11 @@ def _kth(x, members, k, distances):
   return -jax.lax.top_k(-distances(x, members), k + 1)[0][:, k]
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _within(x, members, radii, distances):
-  return (distances(x, members) <= radii).any(1)
+@functools.partial(jax.jit, static_argnums=4)
+def _within(real, fake, real_radii, fake_radii, distances):
+  found = distances(real, fake)
+  near_real = (found <= real_radii[:, None]).any(0)
+  return near_real, (found <= fake_radii).any(1)
 
 
 def _distances(x, y):

@@ -1,10 +1,12 @@
 """Our whole evaluation against torch-fidelity's own run, where it is installed.
 
 pip install --no-deps torch-fidelity torchvision; the stored oracles of
-test_inception.py and test_scores.py need neither.
+test_inception.py and test_scores.py need neither. FIDELITY_IMAGES=2000 compares
+as many of 64 pixels, which takes ten minutes.
 """
 
 import importlib.util
+import os
 
 import golden_files
 import jax
@@ -25,7 +27,10 @@ for name in ('nms', 'qnms'):
   LIBRARY.define(f'{name}(Tensor dets, Tensor scores, float iou) -> Tensor')
 fidelity = importlib.import_module('torch_fidelity')
 
-IMAGES, SIDE = 20, 40
+IMAGES = int(os.environ.get('FIDELITY_IMAGES', 20))
+CELL = 8 if IMAGES < 100 else 16
+SIDE = 5 * CELL if IMAGES < 100 else 4 * CELL
+BATCH = 20
 
 
 class Images(torch.utils.data.Dataset):
@@ -43,7 +48,9 @@ class Images(torch.utils.data.Dataset):
 def draw(seed, high):
   """Random uint8 images: coarse blocks, brighter with `high`, and noise."""
   rng = np.random.RandomState(seed)
-  coarse = rng.randint(0, high, (IMAGES, 5, 5, 3)).repeat(8, 1).repeat(8, 2)
+  cells = SIDE // CELL
+  coarse = rng.randint(0, high, (IMAGES, cells, cells, 3))
+  coarse = coarse.repeat(CELL, 1).repeat(CELL, 2)
   noise = rng.randint(0, 256 - high, (IMAGES, SIDE, SIDE, 3))
   return (coarse + noise).astype(np.uint8)
 
@@ -61,7 +68,7 @@ def theirs(fake, real, path):
       save_cpu_ram=True,  # no worker processes
       kid_subsets=10,
       kid_subset_size=IMAGES // 2,
-      batch_size=IMAGES,
+      batch_size=BATCH,
       cuda=False,
       cache=False,
       verbose=False,
@@ -70,7 +77,12 @@ def theirs(fake, real, path):
 
 def ours(fake, real, params):
   apply = jax.jit(lambda p, x: inception.Inception().apply({'params': p}, x))
-  fake, real = apply(params, fake), apply(params, real)
+  blocks = lambda x: np.split(x, range(BATCH, len(x), BATCH))
+  rows = lambda x: jax.tree.map(
+      lambda *parts: np.concatenate(parts),
+      *(apply(params, b) for b in blocks(x)),
+  )
+  fake, real = rows(fake), rows(real)
   fit = lambda x: scores.statistics(scores.add(scores.no_moments(2048), x))
   kid, deviation = scores.kid(
       real.pool, fake.pool, subsets=10, subset_size=IMAGES // 2
