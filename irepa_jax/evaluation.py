@@ -24,7 +24,6 @@ from irepa_jax.evals import statistics
 from irepa_jax.tools import sample
 
 INCEPTION = spaces_lib.INCEPTION
-PUBLISHED = {'dinov2': encoder_spaces.dinov2, 'clip': encoder_spaces.clip}
 
 
 def open_judge(
@@ -54,6 +53,8 @@ def open_judge(
         f'is_splits {is_splits} and reference_rows {reference_rows} are 0 or'
         f' more, batch_size {batch_size} 1 or more'
     )
+  if not spaces:
+    raise errors.UsageError('--spaces names no network')
   opened = references.open_(reference) if reference else None
   if opened and side:
     references.check_side(opened, side)
@@ -74,22 +75,14 @@ def open_judge(
 
 
 def open_space(text, inception, side, mesh):
-  """Opens 'inception', 'dinov2', 'clip' or an encoder; NAME=WEIGHTS.
+  """Opens 'inception', 'dinov2', 'clip' or an encoder; NAME@WEIGHTS.
 
   side: (height, width) of the images; None is not known.
   """
-  name, _, source = text.partition('=')
+  name, _, source = text.partition('@')
   if name == INCEPTION:
     return spaces_lib.inception(source or inception, mesh=mesh)
-  if name in PUBLISHED:
-    return PUBLISHED[name](source or None, mesh=mesh)
-  if side is None or side[0] != side[1]:
-    raise errors.UsageError(
-        f'the space of {name} needs square images of a known size, not {side}'
-    )
-  return encoder_spaces.encoder(
-      name, source or None, resolution=side[0], mesh=mesh
-  )
+  return encoder_spaces.open_(text, side=side, mesh=mesh)
 
 
 def of_images(judge, images, out):

@@ -123,7 +123,7 @@ JUDGING = {
         flags.DEFINE_list,
         [spaces.INCEPTION],
         'Networks: inception (FID), dinov2 (FD-DINOv2), clip (CMMD), or an'
-        ' encoder by its name; NAME=WEIGHTS reads a path or hub id.',
+        ' encoder by its name; NAME@WEIGHTS reads a path or hub id.',
     ),
     'inception': (
         flags.DEFINE_string,
