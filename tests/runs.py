@@ -20,7 +20,7 @@ from irepa_jax.tools import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = pathlib.Path(tempfile.gettempdir()) / 'irepa_jax_test_cache'
-DEVICES = 4  # of all processes together
+DEVICES = 8  # of all processes together
 TIMEOUT_S = 300
 COUNT = 96  # records of the data set
 # The quickstart, made small; single tests override it.

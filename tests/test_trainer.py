@@ -1,7 +1,7 @@
 """A run is the same run whatever happens to it: kills, damage, other meshes.
 
 The comparisons are with one run that nothing happens to, as real commands on
-four simulated devices; all of them on the same machine, because another number
+eight simulated devices; all of them on the same machine, because another number
 of cores may round differently.
 """
 
@@ -151,7 +151,7 @@ def test_one_two_and_four_processes_continue_one_run(straight, data, tmp_path):
   assert sorted(seen) == list(range(1, first + 5))
   for step, values in seen.items():
     for name, value in values.items():
-      # Devices are the same four, but the sums over them may be taken in
+      # Devices are the same eight, but the sums over them may be taken in
       # another order: float32 rounding, carried on for a few steps.
       np.testing.assert_allclose(
           value, wanted[step][name], rtol=1e-6, atol=1e-6, err_msg=f'{step} {name}'
