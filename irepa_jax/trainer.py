@@ -13,6 +13,7 @@ import os
 from typing import Any
 from typing import NamedTuple
 
+from etils import epath
 import jax
 
 from irepa_jax import build
@@ -139,6 +140,7 @@ def run(config, workdir, *, check_only=False) -> int:
             log=log,
             meter=meter(job),
             stop=stop,
+            describe=functools.partial(list_records, job),
             hooks=report.hooks(log, stop, workdir),
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
@@ -290,6 +292,19 @@ def device_batches(job, first):
   )
   put = functools.partial(pipeline.to_device, sharding=split)
   return pipeline.prefetch(map(put, batches), config.prefetch)
+
+
+def list_records(job, step):
+  """Writes which records stood in the batch of a step; returns where."""
+  config, data = job.config, job.data
+  rows = range((step - 1) * config.batch_size, step * config.batch_size)
+  order = functools.partial(
+      pipeline.place, count=len(data), seed=config.seed, flips=config.flips
+  )
+  lines = [data.records.where(order(row).index) for row in rows]
+  path = epath.Path(job.workdir) / f'batch_of_step_{step}.txt'
+  processes.on_first(lambda: path.write_text('\n'.join(lines) + '\n'))
+  return f'The records of the batch of step {step} are listed in {path}'
 
 
 def meter(job):

@@ -5,7 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags
 import pytest
+
+from irepa_jax import cli
+from irepa_jax import errors
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '--config=configs/quickstart.py'
@@ -52,3 +56,40 @@ def test_usage_errors(args, message, tmp_path):
   assert message in done.stderr
   assert 'Traceback' not in done.stderr
   assert len([s for s in done.stderr.splitlines() if s.startswith('ERROR')]) == 1
+
+
+@pytest.mark.parametrize(
+    'error, status, message',
+    [
+        (errors.DataError('no shards'), 3, 'ERROR: no shards\n'),
+        (errors.CheckpointError('another\nrun'), 4, 'ERROR: another run\n'),
+        (
+            RuntimeError('x\nRESOURCE_EXHAUSTED: 9 GiB of 8.\ny'),
+            1,
+            'RESOURCE_EXHAUSTED: 9 GiB of 8. Less memory: --config.remat=full',
+        ),
+    ],
+)
+def test_errors_become_one_line_and_a_status(error, status, message, capsys):
+  def fail(args):
+    raise error
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  assert cli._guarded(fail, []) == status
+  line = capsys.readouterr().err
+  assert message in line and line.count('\n') == 1
+
+
+def test_a_defect_keeps_its_traceback():
+  def fail(args):
+    raise RuntimeError('a defect')
+
+  with pytest.raises(RuntimeError, match='a defect'):
+    cli._guarded(fail, [])
+
+
+def test_missing_data_is_status_3_before_anything_is_compiled(tmp_path):
+  done = run(CONFIG, f'--workdir={tmp_path}/run', f'--config.data={tmp_path}/no')
+  assert done.returncode == 3 and 'Traceback' not in done.stderr
+  assert f'ERROR: data set {tmp_path}/no not found' in done.stderr

@@ -197,6 +197,25 @@ def test_another_configuration_is_refused_with_the_keys(finished, fields):
   assert (finished / 'config.json').read_text() == before
 
 
+def test_a_refusal_is_one_line_and_status_4(finished, data):
+  with runs.Started(finished, data=data, steps=STEPS, lr=0.5) as run:
+    assert run.codes() == [4]
+    assert 'Traceback' not in run.output()
+    (line,) = [s for s in run.output().splitlines() if s.startswith('ERROR')]
+    assert 'lr=' in line and 'now 0.5' in line
+
+
+def test_a_loss_of_nan_names_the_records(data, fields, tmp_path):
+  workdir = tmp_path / 'run'
+  config = fields(data=str(data), adam_eps=0.0, lr=1e30, max_skipped=2)
+  with pytest.raises(errors.DivergedError, match='listed in .*batch_of_step_'):
+    trainer.run(config, workdir)
+  (listed,) = workdir.glob('batch_of_step_*.txt')
+  lines = listed.read_text().splitlines()
+  assert len(lines) == config.batch_size
+  assert all('.array_record record ' in line for line in lines)
+
+
 def test_another_configuration_can_be_forced(finished, fields):
   assert trainer.run(fields(lr=0.5, resume='force'), finished) == 0
   assert json.loads((finished / 'config.json').read_text())['lr'] == 0.5

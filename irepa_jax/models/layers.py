@@ -55,8 +55,8 @@ class Attention(nn.Module):
   def __call__(self, x):
     b, n, d = x.shape
     qkv = Dense(3 * d, self.dtype, name='qkv')(x)
-    qkv = checkpoint_name(qkv, 'qkv').reshape(b, n, 3, self.heads, -1)
-    q, k, v = (qkv[:, :, i] for i in range(3))  # [b n h k]
+    parts = jnp.split(checkpoint_name(qkv, 'qkv'), 3, axis=-1)
+    q, k, v = (part.reshape(b, n, self.heads, -1) for part in parts)
     if self.qk_norm:
       q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
     x = ATTENTION[self.implementation](q, k, v)

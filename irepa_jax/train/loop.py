@@ -38,6 +38,8 @@ class Run(NamedTuple):
   step(state, batch, frozen, key) -> (state, metrics), compiled, donating state.
   batches: device batches from the position of the state onwards.
   meta: what a checkpoint remembers beside the state (JSON).
+  describe(step) -> words on the batch of a step, for the error of a loss that
+    is no longer a number.
   """
 
   step: Callable[..., Any]
@@ -50,6 +52,7 @@ class Run(NamedTuple):
   log: Any
   meter: Any
   stop: preemption.Preemption
+  describe: Callable[[int], str]
   hooks: tuple[Hook, ...] = ()
   log_every: int = 100
   checkpoint_every: int = 5000
@@ -109,8 +112,8 @@ def _log(run, step, metrics):
     saved = run.checkpoints.newest()
     raise errors.DivergedError(
         f'loss or gradient was not finite for {int(values["skipped"])} steps up'
-        f' to step {step}; those steps were left out. Newest checkpoint: {saved};'
-        ' a lower config.lr or a smaller config.clip may help'
+        f' to step {step}; those steps were left out. {run.describe(step)}. Newest'
+        f' checkpoint: {saved}; a lower config.lr or a smaller config.clip may help'
     )
   run.log.scalars(step, values | run.meter.read(step))
   run.log.goodput(step, run.meter.seconds)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 Params = Any
+CLIP_EPS = 1e-6  # of torch.nn.utils.clip_grad_norm_
 
 
 class TrainState(NamedTuple):
@@ -58,7 +59,22 @@ def make_optimizer(
       weight_decay=weight_decay,
       mask=_decayed,
   )
-  return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+  return optax.chain(clip_by_global_norm(clip), adamw) if clip else adamw
+
+
+def clip_by_global_norm(limit) -> optax.GradientTransformation:
+  """Scales gradients down to a global norm of `limit`, as torch does.
+
+  optax divides every gradient, which leaves a second copy of them all in
+  memory; a product with one factor joins the update of the optimiser.
+  """
+
+  def update(updates, state, params=None):
+    del params
+    factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + CLIP_EPS))
+    return jax.tree.map(lambda g: factor * g, updates), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _decayed(params):

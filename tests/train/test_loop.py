@@ -104,6 +104,7 @@ def run(*, first=0, step=add, batches=None, stop=None, checkpoints=None, **chang
       key=None,
       checkpoints=checkpoints or Checkpoints(),
       meta={'seed': 0},
+      describe='batch {}'.format,
       log=Log(),
       meter=Meter(),
       stop=Stop(stop),
@@ -167,7 +168,7 @@ def test_a_loss_that_stays_nan_ends_the_run():
   batches = map(jnp.float32, [1, 2, -1, -1, -1, -1, 5])
   with pytest.raises(
       errors.DivergedError,
-      match='for 4 steps up to step 6;.*Newest checkpoint: 4;',
+      match='for 4 steps up to step 6;.* batch 6. Newest checkpoint: 4;',
   ):
     run(batches=batches, max_skipped=4)
 
