@@ -33,7 +33,10 @@ EXTRAS = {
     'cuda': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],
     'quickstart': QUICKSTART,
-    'analysis': ['matplotlib'],  # figures of tools.analyze
+    'analysis': [
+        'matplotlib',  # figures of tools.analyze
+        'scikit-learn',  # --data=sklearn:photos and digits
+    ],
     'hf': ['datasets'],  # arrow folders as a source of `prepare`
     'wandb': ['wandb'],
     'profile': ['xprof'],  # reads the traces of --config.profile_steps

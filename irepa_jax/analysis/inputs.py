@@ -3,7 +3,7 @@
   a folder        all images below it, at any depth
   a data set      a folder written by irepa_jax.tools.prepare, with labels and,
                   where it has them, the moments of the latents
-  photos          the two photographs that ship with scikit-learn
+  sklearn:photos  the two photographs that ship with scikit-learn
   anything else   a source of irepa_jax.tools.prepare: digits, tfds:NAME ...
 
 Nothing holds all images: a batch is decoded by threads while the one before it
@@ -27,6 +27,7 @@ from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
 from irepa_jax.data import sources
 
+PHOTOS = 'sklearn:photos'
 LEAST = 2  # images, for a standard error
 
 
@@ -118,6 +119,13 @@ class Pictures:
   def name(self, i):
     return self.origin.name(self.rows[i])
 
+  def describe(self):
+    """Says in a line what will be read."""
+    return (
+        f'{len(self)} images of {self.size} x {self.size} pixels:'
+        f' {self.name(0)} to {self.name(len(self) - 1)}'
+    )
+
   def read(self, i, masks=None):
     """Returns (pixels uint8 [s s 3], label, mask bool [s s], moments)."""
     try:
@@ -177,24 +185,32 @@ def mask_reader(kind, size):
 
 
 def _open(spec, size):
+  if spec == PHOTOS:
+    return _open_files(_photos())
   folder = pathlib.Path(spec)
   if (folder / manifests.NAME).is_file():
     return _open_data_set(folder, size)
   if folder.is_dir():
     return _open_files(folder)
-  if spec == 'photos':
-    from sklearn import datasets
-
-    return _open_files(pathlib.Path(datasets.__file__).parent / 'images')
   if ':' not in spec and spec not in sources.KINDS:
     raise errors.DataError(
-        f'{spec} not found: a folder of images, a prepared data set, photos,'
-        ' or a source such as digits or tfds:NAME'
+        f'{spec} not found: a folder of images, a prepared data set,'
+        f' {PHOTOS}, or a source such as digits or tfds:NAME'
     )
   source = sources.create(spec)
   if not source.has_images:
     raise errors.DataError(f'{spec} holds latents without images')
   return Source(source)
+
+
+def _photos():
+  try:
+    from sklearn import datasets
+  except ImportError as error:
+    raise errors.UsageError(
+        f'{PHOTOS} ships with scikit-learn: pip install irepa_jax[analysis]'
+    ) from error
+  return pathlib.Path(datasets.__file__).parent / 'images'
 
 
 def _open_files(root):

@@ -1,7 +1,7 @@
 """Which encoder should a model be aligned to? The analysis of the iREPA paper.
 
   # metrics, ranking, similarity maps and components of encoders on images
-  python -m irepa_jax.tools.analyze --data=photos --out=analysis \\
+  python -m irepa_jax.tools.analyze --data=sklearn:photos --out=analysis \\
       --encoders=hog-vit-g16_d128,dinov2-vit-b,dinov2-vit-s@random
 
   # correlation of metrics with FID, here the points that the paper prints
@@ -14,8 +14,8 @@
   python -m irepa_jax.tools.analyze similarity --data=data/imagenet256 \\
       --limit=10000 --encoders=dinov2-vit-b,clip-vit-L --runs=runs/repa
 
---data is a folder of images, a prepared data set, `photos`, or a source of
-irepa_jax.tools.prepare such as digits. docs/analysis.md explains the output.
+--data is a folder of images, a prepared data set, sklearn:photos, or a source
+of irepa_jax.tools.prepare such as digits. docs/analysis.md explains the output.
 """
 
 import collections
@@ -195,10 +195,12 @@ def open_pictures(v, runs, size):
   data = v.data or (runs[0].data if runs else '')
   if not data:
     raise errors.UsageError(
-        '--data is required: a folder of images, a prepared data set, photos,'
-        ' or a source such as digits'
+        '--data is required: a folder of images, a prepared data set,'
+        f' {inputs.PHOTOS}, or a source such as digits'
     )
-  return inputs.open_pictures(data, size, v.limit)
+  pictures = inputs.open_pictures(data, size, v.limit)
+  print(pictures.describe())
+  return pictures
 
 
 def check_tokens(tokens, pictures):

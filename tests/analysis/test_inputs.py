@@ -34,8 +34,9 @@ def test_limit_is_spread_over_the_data(tmp_path):
 
 
 def test_photographs_and_digits_need_no_files():
-  photos = inputs.open_pictures('photos', 32)
+  photos = inputs.open_pictures(inputs.PHOTOS, 32)
   assert len(photos) == 2 and photos.read(0)[0].shape == (32, 32, 3)
+  assert photos.describe().endswith('32 x 32 pixels: china.jpg to flower.jpg')
   digits = inputs.open_pictures('digits', 16, limit=5)
   assert digits.read(0)[1] == 0
 

@@ -21,7 +21,7 @@ from irepa_jax.tools import run_tokens
 
 pytest.importorskip('matplotlib')
 HOG = 'hog-vit-g4_d128'
-PHOTOS = '--data=photos'
+PHOTOS = '--data=sklearn:photos'
 
 
 def analyze(*args):

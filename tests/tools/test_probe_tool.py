@@ -99,7 +99,7 @@ def test_the_command_prints_a_line_and_writes_json(tmp_path, capsys):
     'settings, error, line',
     [
         ({}, errors.UsageError, 'name --encoders or --runs'),
-        ({'data': 'photos', 'encoders': [HOG]}, errors.DataError, 'no label'),
+        ({'data': 'sklearn:photos', 'encoders': [HOG]}, errors.DataError, 'no label'),
         ({'runs': ['/nowhere']}, errors.CheckpointError, 'not a run'),
         ({'encoders': ['dino9']}, errors.UsageError, 'dino9'),
     ],
