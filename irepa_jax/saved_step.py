@@ -130,8 +130,11 @@ def _read_arrays(folder, wanted):
       restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
       partial_restore=True,
   )
+  path = folder / 'state'
+  if '://' not in str(path):  # orbax refuses a relative path
+    path = path.absolute()
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    return handler.restore(folder / 'state', args=args)
+    return handler.restore(path, args=args)
 
 
 def _shape(saved):

@@ -60,6 +60,15 @@ def restored(checkpoints, devices=8, **options):
   return int(state.step), digest.digest(state)
 
 
+def test_a_relative_directory_is_read(run, monkeypatch):
+  checkpoints, digests = run
+  monkeypatch.chdir(checkpoints.directory.parent)
+  relative = checkpoint.Checkpoints('checkpoints')
+  assert restored(relative) == (3, digests[3])
+  tree, meta = checkpoint.restore_item('checkpoints', 'params', step=2)
+  assert meta['step'] == 2 and tree
+
+
 def files(folder):
   return sorted(p for p in pathlib.Path(folder).rglob('*') if p.is_file())
 
