@@ -34,7 +34,7 @@ EXTRAS = {
     'cuda13': ['jax[cuda13]'],
     'quickstart': QUICKSTART,
     'analysis': [
-        'matplotlib',  # figures of tools.analyze
+        'matplotlib',  # figures of tools.analyze and tools.sweep
         'scikit-learn',  # --data=sklearn:photos and digits
     ],
     'hf': ['datasets'],  # arrow folders as a source of `prepare`

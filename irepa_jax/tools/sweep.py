@@ -225,7 +225,8 @@ def plot(rows, metric):
   figure, axis = pyplot.subplots(figsize=(6.4, 4))
   colours = itertools.cycle(compare.COLOURS)
   for (label, group), colour in zip(lines.items(), colours, strict=False):
-    points = sorted((r.choice.guidance, r.scores[metric]) for r in group)
+    shown = group + [r for r in rows if _starts(r, group[0])]
+    points = sorted({(r.choice.guidance, r.scores[metric]) for r in shown})
     axis.plot(*zip(*points, strict=True), 'o-', color=colour, label=label)
   axis.set(xlabel='guidance', ylabel=metric)
   axis.grid(alpha=0.3)
@@ -235,6 +236,12 @@ def plot(rows, metric):
   figure.savefig(data, dpi=150, format='png')
   pyplot.close(figure)
   return data.getvalue()
+
+
+def _starts(row, other):
+  """Whether a row without guidance is where the line of another begins."""
+  same = lambda r: (r.choice.ema, r.choice.sample_steps, r.count)
+  return row.choice.guidance == 1 and same(row) == same(other)
 
 
 def _line(row):
@@ -330,7 +337,7 @@ def main(args):
   )
   if rows is None:
     return preemption.EXIT_STATUS
-  out = v.out or f'{run.workdir}/evaluations/sweep'
+  out = v.out or f'{run.workdir}/evaluations/sweep-{v.metric}'
   processes.on_first(lambda: write(out, rows, v.metric))
   if processes.is_first():
     print(f'{table(rows)}\n-> {out}.csv')
