@@ -94,7 +94,9 @@ def fid(
 
   |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)). The trace of
   the root is the sum of the singular values of root(sigma1) root(sigma2), with
-  symmetric roots: real, and exact for covariances without full rank.
+  symmetric roots: real, and exact for covariances without full rank. Rounding
+  in float32 gives those small negative eigenvalues; they count as zero in all
+  three traces, so a set is at distance zero from itself and none is below.
   """
   mu1, sigma1, mu2, sigma2 = (
       np.asarray(x, np.float64) for x in (mu1, sigma1, mu2, sigma2)
@@ -106,10 +108,10 @@ def fid(
   for name, x in [('mean', mu1 - mu2), ('covariance', sigma1 + sigma2)]:
     if not np.isfinite(x).all():
       raise errors.DataError(f'a {name} has values that are not finite')
-  root = _factor(sigma1).T @ _factor(sigma2)
-  cross = np.linalg.svd(root, compute_uv=False).sum()
+  a, b = _factor(sigma1), _factor(sigma2)
+  cross = np.linalg.svd(a.T @ b, compute_uv=False).sum()
   distance = np.square(mu1 - mu2).sum()
-  return float(distance + np.trace(sigma1) + np.trace(sigma2) - 2 * cross)
+  return float(distance + np.square(a).sum() + np.square(b).sum() - 2 * cross)
 
 
 def _factor(sigma):

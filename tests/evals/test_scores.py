@@ -75,6 +75,15 @@ def test_fid_of_a_set_against_itself_is_zero(adm, n):
   assert abs(scores.fid(*moments, *moments)) < 1e-10
 
 
+def test_a_set_summed_in_float32_is_at_zero_from_itself():
+  """Few images, wide features: a covariance with negative eigenvalues."""
+  x = 40 * np.maximum(np.random.RandomState(0).standard_normal((30, 300)), 0)
+  moments = scores.add(scores.no_moments(300), x.astype(np.float32))
+  sigma = scores.statistics(moments)
+  assert np.linalg.eigvalsh(sigma[1])[0] < -1e-6
+  assert abs(scores.fid(*sigma, *sigma)) < 1e-9 * np.trace(sigma[1])
+
+
 def test_fid_of_shifted_gaussians_is_the_squared_shift():
   sigma = np.diag([1.0, 2.0, 0.0])
   shift = np.array([3.0, 0.0, 4.0])

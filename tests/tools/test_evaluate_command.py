@@ -104,6 +104,11 @@ def test_the_network_of_fid_on_files_and_folders(inception_path, tmp_path):
   assert found['settings']['weights_sha256'] == {'inception': sha256}
   assert found['samples']['count'] == 12 and found['reference']['count'] == 14
 
+  fake = str(tmp_path / 'fake.npz')
+  flags = dict(samples=fake, reference=fake, inception=str(inception_path))
+  itself = run(tmp_path / 'b.json', **flags)
+  assert abs(itself['fid']) < 1e-6 and abs(itself['sfid']) < 1e-6
+
 
 def test_a_run_scores_as_the_file_of_its_samples(
     small, run_directory, real, tmp_path
