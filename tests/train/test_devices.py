@@ -1,8 +1,10 @@
 """One training step is the same on every mesh."""
 
+import contextlib
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,9 +24,12 @@ MESHES = {
 }
 
 
-@functools.cache
-def one_step(data, model, fields=()):
-  """Returns (state, metrics) after a step on random images and latents."""
+# What XLA says where it has to replicate an array to change its sharding.
+WARNING = 'Involuntary full rematerialization'
+
+
+def prepared(data, model, fields):
+  """Returns the step and its arguments, on random images and latents."""
   config = quickstart.get_config('irepa')
   # With a large epsilon AdamW moves by the gradient, not by its sign, which
   # rounding decides where the gradient is zero.
@@ -37,7 +42,14 @@ def one_step(data, model, fields=()):
   step = build.jit_step(built, config, mesh, benchmark.Statistics(ones, ones))
   state = build.new_state(built, config, shapes.state, k_init)
   batch = benchmark.random_batch(shapes.batch, config.num_classes)
-  return step(state, batch, ({},), k_train)
+  return step, (state, batch, ({},), k_train)
+
+
+@functools.cache
+def one_step(data, model, fields=()):
+  """Returns (state, metrics) after a step."""
+  step, arguments = prepared(data, model, fields)
+  return step(*arguments)
 
 
 @pytest.mark.parametrize('name', MESHES)
@@ -65,3 +77,34 @@ def test_no_large_array_stays_whole_under_fsdp(name):
   for x in large:
     shard = np.prod(x.sharding.shard_shape(x.shape))
     assert shard * data <= x.size, (x.shape, x.sharding)
+
+
+@pytest.mark.parametrize('name', ['tensor', 'both', 'scan_remat'])
+def test_no_array_is_replicated_to_change_its_sharding(name, capfd):
+  data, model, fields = MESHES[name]
+  step, arguments = prepared(data, model, tuple(fields.items()))
+  with uncached():
+    step.lower(*arguments).compile()
+  assert WARNING not in capfd.readouterr().err
+
+
+def test_the_warning_of_the_compiler_is_seen(capfd):
+  mesh = sharding.make_mesh(4, 2)
+  spec = jax.sharding.PartitionSpec
+  pin = lambda x, *axes: jax.lax.with_sharding_constraint(
+      x, jax.sharding.NamedSharding(mesh, spec(*axes))
+  )
+  turn = lambda x: pin(jnp.sin(pin(x, 'data')), None, 'model')
+  with uncached():
+    jax.jit(turn).lower(jnp.zeros((64, 64))).compile()
+  assert WARNING in capfd.readouterr().err
+
+
+@contextlib.contextmanager
+def uncached():
+  """Compiles anew, so that the compiler says what it has to say."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
