@@ -59,7 +59,7 @@ setuptools.setup(
     long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     packages=setuptools.find_packages(include=['irepa_jax', 'irepa_jax.*']),
-    package_data={'irepa_jax': ['**/*.csv', '**/*.json']},
+    package_data={'irepa_jax': ['**/*.csv', '**/*.json', '**/*.txtpb']},
     python_requires='>=3.11',
     install_requires=BASE,
     extras_require=EXTRAS,

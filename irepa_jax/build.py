@@ -50,6 +50,8 @@ def experiment(config, mesh=None) -> Experiment:
           name,
           resolution=config.image_size,
           dtype=jnp.dtype(config.encoder_dtype),
+          scan_layers=config.scan_layers,
+          **placement(mesh),
       )
       for name in check.encoder_names(config)
   )
@@ -81,8 +83,7 @@ def model(config, autoencoder, mesh=None):
       attention=config.attention,
       scan_layers=config.scan_layers,
       remat=config.remat,
-      gather=sharding.gather(mesh) if mesh else None,
-      constrain=sharding.constrain(mesh) if mesh else None,
+      **placement(mesh),
   )
   if module.size % module.patch:
     raise errors.UsageError(
@@ -90,6 +91,16 @@ def model(config, autoencoder, mesh=None):
         f' {config.image_size} pixels it is {module.size}'
     )
   return module
+
+
+def placement(mesh):
+  """Returns where weights are gathered and how activations are split."""
+  if mesh is None:
+    return {}
+  return {
+      'gather': sharding.gather(mesh),
+      'constrain': sharding.constrain(mesh),
+  }
 
 
 def projector(config, module, teachers):
@@ -377,11 +388,11 @@ def train_flops(built: Experiment, config):
     forward += flops.projectors(built.projector)
   teachers = 0
   if config.features == 'online':
-    teachers = sum(map(_encoder_flops, built.encoders))
+    teachers = sum(map(encoder_flops, built.encoders))
   return 3 * forward + teachers
 
 
-def _encoder_flops(encoder):
+def encoder_flops(encoder):
   """Returns the FLOPs of one image; 0 where the table does not know them."""
   sizes = dict(zip((256, 512), encoder.spec.gflops, strict=False))
   return 1e9 * sizes.get(encoder.resolution, 0)

@@ -25,13 +25,16 @@ __all__ = [
 
 # Fields of a module that follow from the name and the resolution.
 FIXED = frozenset({'grid', 'side', 'parent', 'name'})
+# How it runs: left out where the module has no such choice.
+PLACEMENT = ('dtype', 'scan_layers', 'gather', 'constrain')
 
 
 def create(name, *, resolution=256, **overrides):
   """Returns the encoder of a name for square images of `resolution` pixels.
 
-  Overrides are fields of its module, such as dtype, depth, width, heads and
-  scan_layers. Raises UsageError for an unknown name, resolution or field.
+  Overrides are fields of its module, such as depth, width, heads and those of
+  PLACEMENT, which a module without such a choice ignores. Raises UsageError for
+  an unknown name, resolution or field.
   """
   spec = zoo.find(name)
   if spec.resolutions and resolution not in spec.resolutions:
@@ -41,8 +44,8 @@ def create(name, *, resolution=256, **overrides):
     )
   module = spec.module.at(resolution)
   fields = set(module.__dataclass_fields__) - FIXED
-  if 'dtype' not in fields:
-    overrides.pop('dtype', None)  # features without weights are float32
+  for field in set(PLACEMENT) - fields:
+    overrides.pop(field, None)
   unknown = sorted(set(overrides) - fields)
   if unknown:
     raise errors.UsageError(

@@ -1,14 +1,24 @@
-"""A frozen encoder: uint8 images in, tokens out, weights an argument."""
+"""A frozen encoder: uint8 images in, tokens out, weights an argument.
+
+Nothing updates the weights, so the matrices of the blocks are kept in the
+dtype in which they are multiplied. That halves the memory of a large encoder
+in bfloat16, and changes no token.
+"""
 
 import dataclasses
+import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from irepa_jax import sharding
 from irepa_jax import weights
 from irepa_jax.encoders import pixels
 from irepa_jax.encoders import spec as specs
 from irepa_jax.encoders import unpack
+
+MATRICES = re.compile(r'(^|/)blocks_\d+/.*kernel$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Encoder:
   def init(self, key):
     """Returns random parameters; {} for encoders without weights."""
     inputs = [jnp.zeros(i.shape, i.dtype) for i in self.module.example_inputs()]
-    return self.module.init(key, *inputs).get('params', {})
+    return self._kept(self.module.init(key, *inputs).get('params', {}))
 
   def from_torch(self, state_dict):
     """Returns parameters from the arrays of a published weight file.
@@ -49,7 +59,8 @@ class Encoder:
     The position table is resized to the grid. Raises DataError unless every
     key is used, in its right shape, or is one that is dropped on purpose.
     """
-    return unpack.parameters(self.spec, self.module, state_dict)
+    params = unpack.parameters(self.spec, self.module, state_dict)
+    return self._kept(params)
 
   def load(self, source=None):
     """Reads weights from a path or hub id; None is the published source."""
@@ -64,3 +75,13 @@ class Encoder:
     x = pixels.prepare(images, self.side, self.spec.pixels)
     tokens = self.module.apply({'params': params}, x)
     return tokens[:, self.module.prefix :].astype(jnp.float32)
+
+  def _kept(self, params):
+    """Casts the matrices of blocks to the compute dtype."""
+    dtype = getattr(self.module, 'dtype', jnp.float32)
+
+    def cast(path, weight):
+      matrix = MATRICES.search(sharding.path_name(path))
+      return weight.astype(dtype) if matrix else weight
+
+    return jax.tree_util.tree_map_with_path(cast, params)

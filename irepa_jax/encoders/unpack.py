@@ -81,7 +81,7 @@ def official_shapes(module):
 
 def unpack(names, state_dict, shapes, fresh):
   """Returns the tensors of a file by our names, in `shapes` (-1: any size)."""
-  layout, tensors, prefix = _recognise(names, state_dict)
+  layout, tensors, prefix = recognise(names, state_dict)
   sources = {name: _source(layout, name) for name in shapes}
   tensors = _without_constants(layout, tensors)
   find = lambda key, shape, loose: _entry(tensors, prefix + key, shape, loose)
@@ -96,7 +96,7 @@ def unpack(names, state_dict, shapes, fresh):
     raise errors.DataError(f'{error}{hint}') from None
 
 
-def _recognise(names, state_dict):
+def recognise(names, state_dict):
   """Returns the layout that fits, the unwrapped tensors and their prefix."""
   for layout in (layouts.LAYOUTS[name] for name in names):
     tensors = _repair(_unwrap(state_dict, layout.wrappers), layout.repairs)
@@ -177,9 +177,7 @@ def _check_keys(layout, prefix, tensors, sources):
   for what, keys in (('missing', missing), ('unknown', extra)):
     if keys:
       more = f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''
-      raise errors.DataError(
-          f'{what} weights: {", ".join(keys[:SHOWN])}{more}'
-      )
+      raise errors.DataError(f'{what} weights: {", ".join(keys[:SHOWN])}{more}')
 
 
 def _value(layout, name, source, shape, find, fresh):

@@ -2,11 +2,13 @@
 
   python -m irepa_jax.tools.plan --config=configs/sit_xl.py
   python -m irepa_jax.tools.plan --config=configs/sit_xl.py --topology=v5e:2x4
+  python -m irepa_jax.tools.plan --config=configs/sit_xl.py --topology=h200
 
 Without a topology it counts the bytes of the state on the devices at hand.
-With one it compiles the whole training step for that TPU slice, without the
-hardware, by the real compiler (`pip install libtpu`; minutes of CPU): what does
-not fit fails here instead of on the pod. The collectives are counted by type
+With one it compiles the whole training step for that TPU slice or those GPUs,
+without the hardware, by the real compiler (`pip install libtpu`, or the extra
+[cuda]; minutes of CPU): what does not fit fails here instead of on the pod. For
+a GPU the memory is the compiler's plan, without its search for fast kernels. The collectives are counted by type
 and dtype in the compiled program: with FSDP, weights should be gathered in
 bfloat16 and activations not at all.
 """
@@ -14,6 +16,7 @@ bfloat16 and activations not at all.
 import collections
 import json
 import os
+import pathlib
 import re
 import time
 from typing import NamedTuple
@@ -29,6 +32,11 @@ from irepa_jax import sharding
 
 # Accelerator types that the compiler wants to read from its environment.
 TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
+# GPUs as the compiler describes them, one file each.
+TARGETS = pathlib.Path(__file__).parent / 'targets'
+# Without a GPU, kernels that have to be tried out cannot be chosen: matrix
+# products are left to cuBLAS.
+GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 COLLECTIVE = re.compile(
     r'= \(?(\w+)\[.*? (all-gather|all-reduce|reduce-scatter|all-to-all|'
     r'collective-permute)(?:-start)?\('
@@ -58,12 +66,22 @@ def plan(config, slice_name=''):
 
 
 def topology(name):
-  """Returns the devices of a TPU slice that is not there."""
-  kind = name.split(':')[0]
-  bounds = name.partition(':')[2]
+  """Returns the devices of a TPU slice, or GPUs, that are not there."""
+  kind, _, bounds = name.partition(':')
+  target = TARGETS / f'{kind}.txtpb'
+  gpus = sorted(path.stem for path in TARGETS.glob('*.txtpb'))
+  if kind in gpus and re.fullmatch(r'(\d+)?', bounds):
+    return _found(
+        name,
+        'cuda',
+        'jax[cuda12]',
+        topology=f'1x1x{bounds or 1}',
+        target_config=target.read_text(),
+    )
   if kind not in TYPES or not re.fullmatch(r'\d+(x\d+)+', bounds):
     raise errors.UsageError(
-        f'topology {name!r}; it must be like v5e:2x4, with {", ".join(TYPES)}'
+        f'topology {name!r}; it must be like v5e:2x4, with {", ".join(TYPES)};'
+        f' or like h200:8, with {", ".join(gpus)}'
     )
   chips = int(np.prod([int(n) for n in bounds.split('x')]))
   os.environ |= {
@@ -71,17 +89,20 @@ def topology(name):
       'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
       'TPU_WORKER_HOSTNAMES': 'localhost',
   }
+  single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
+  return _found(name, 'tpu', 'libtpu', **single)
+
+
+def _found(name, platform, package, **options):
+  """Asks the compiler of a platform for the devices of a topology."""
   from jax.experimental import topologies
 
-  single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
   try:
-    found = topologies.get_topology_desc(
-        platform='tpu', topology_name=name, **single
-    )
-  except RuntimeError as error:
+    found = topologies.get_topology_desc(name, platform, **options)
+  except (NotImplementedError, RuntimeError) as error:
     raise errors.UsageError(
         f'no compiler for {name}: {str(error).splitlines()[0]} (pip install'
-        ' libtpu)'
+        f' {package})'
     ) from error
   return list(found.devices)
 
@@ -118,7 +139,9 @@ def compiled(built, config, mesh, shapes):
   step = build.jit_step(built, config, mesh, Statistics(ones, ones))
   start = time.time()
   try:
-    program = step.lower(*shapes).compile()
+    platform = mesh.devices.flat[0].platform
+    options = GPU_OPTIONS if platform in ('cuda', 'gpu') else None
+    program = step.lower(*shapes).compile(options)
   except Exception as error:  # the compiler's own errors have no public type
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -149,7 +172,9 @@ def define_flags():
   """Defines the flags of the command line."""
   cli.define_config()
   flags.DEFINE_string(
-      'topology', '', 'TPU slice to compile for: v5e:2x4, v6e:2x4, v5p:2x2x1.'
+      'topology',
+      '',
+      'What to compile for: v5e:2x4, v6e:2x4, v5p:2x2x1, h200, h200:8.',
   )
 
 

@@ -55,6 +55,38 @@ def test_tokens_are_the_official_ones(name):
   assert cosine.min() > 0.999
 
 
+# Whose official tokens are known at 256 pixels only: timm has the networks.
+AT_512 = (
+    'pe-vit-l', 'pe-vit-g', 'langpe-vit-l', 'spatialpe-vit-b', 'mocov3-vit-b',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', AT_512)
+def test_tokens_of_large_images_are_those_of_timm(golden, name):
+  file = OFFICIAL[name]
+  encoder, params, _ = oracles.load(name, file, resolution=512)
+  tokens = jax.jit(encoder.encode)(params, oracles.large_images()[:1])
+  wanted = golden('timm_512')[file]  # every eighth
+  np.testing.assert_allclose(tokens[0, ::8], wanted, atol=2e-5)
+
+
+def test_matrices_are_kept_in_the_compute_dtype():
+  load = lambda **settings: oracles.load(
+      'pe-vit-l', OFFICIAL['pe-vit-l'], **settings
+  )
+  encoder, params, _ = load(dtype=jnp.bfloat16)
+  block = params['blocks_1']
+  assert block['attn']['qkv']['kernel'].dtype == jnp.bfloat16
+  assert block['attn']['qkv']['bias'].dtype == jnp.float32
+  assert params['pos_embed'].dtype == jnp.float32
+  whole = oracles.load(name, file)[1]
+  images = oracles.images()[1:]
+  np.testing.assert_array_equal(
+      jax.jit(encoder.encode)(params, images),
+      jax.jit(encoder.encode)(whole, images),
+  )
+
+
 @pytest.mark.parametrize('name', VARIANTS)
 def test_variants_of_the_output(name):
   file, key = VARIANTS[name]
