@@ -71,10 +71,8 @@ def test_tokens_of_large_images_are_those_of_timm(golden, name):
 
 
 def test_matrices_are_kept_in_the_compute_dtype():
-  load = lambda **settings: oracles.load(
-      'pe-vit-l', OFFICIAL['pe-vit-l'], **settings
-  )
-  encoder, params, _ = load(dtype=jnp.bfloat16)
+  name, file = 'pe-vit-l', OFFICIAL['pe-vit-l']
+  encoder, params, _ = oracles.load(name, file, dtype=jnp.bfloat16)
   block = params['blocks_1']
   assert block['attn']['qkv']['kernel'].dtype == jnp.bfloat16
   assert block['attn']['qkv']['bias'].dtype == jnp.float32
