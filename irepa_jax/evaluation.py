@@ -154,7 +154,7 @@ def of_run(judge, run, loaded, *, count, out=''):
   )
   if not done:
     return None
-  widths = generated.layout(judge.spaces, side)
+  widths = generated.layout(judge.spaces, side, judge.mesh)
   found = finish(
       judge,
       lambda: generated.summarise(parts.read(folder, count), count, widths),

@@ -109,7 +109,7 @@ class Frechet:
         sampler.mesh, (network,), reference, batch_size=batch
     )
     self._sampler = sampler
-    self._widths = generated.layout((network,), side)
+    self._widths = generated.layout((network,), side, sampler.mesh)
     self._render = generated.renderer(sampler.render, (network,), sampler.mesh)
 
   def scores(self, state, step, count, stop, workdir):

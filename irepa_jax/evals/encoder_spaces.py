@@ -16,7 +16,6 @@ done here on the device, but for 2 values in 10,000, by one level.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -162,5 +161,7 @@ def _fetch(network, source):
 
 def _space(name, path, resolution, features, params, mesh):
   sha256 = weights.sha256(path) if path else ''
-  extract = functools.partial(jax.jit(features), spaces.place(params, mesh))
+  extract = functools.partial(
+      spaces.by_chunks(features, mesh), spaces.place(params, mesh)
+  )
   return spaces.Space(name, sha256, resolution, extract)

@@ -40,9 +40,10 @@ def _whole(mesh):
   return jax.jit(join, out_shardings=sharding.replicated(mesh))
 
 
-def layout(spaces, side):
+def layout(spaces, side, mesh):
   """Returns {SPACE/FEATURE: width} in the order of the columns."""
-  image = jax.ShapeDtypeStruct((1, *side, 3), jnp.uint8)
+  shape = (mesh.shape[sharding.DATA], *side, 3)
+  image = jax.ShapeDtypeStruct(shape, jnp.uint8)
   found = {
       f'{space.name}/{name}': x.shape[1]
       for space in spaces

@@ -14,6 +14,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from irepa_jax import errors
 from irepa_jax import sharding
@@ -22,6 +23,7 @@ from irepa_jax.models import inception as networks
 from irepa_jax.models import inception_weights
 
 INCEPTION = 'inception'
+CHUNK = 32  # images at a time on one device
 
 
 class Space(NamedTuple):
@@ -57,7 +59,7 @@ def inception(source=None, *, mesh=None) -> Space:
       INCEPTION,
       weights.sha256(path),
       None,
-      functools.partial(_inception_features, params),
+      functools.partial(by_chunks(_inception_features, mesh), params),
   )
 
 
@@ -81,7 +83,35 @@ def place(params, mesh):
   return sharding.put(params, whole)
 
 
-@jax.jit
+def by_chunks(features, mesh=None):
+  """Returns features(params, images), jitted, in chunks on every device.
+
+  features: (params, images uint8 [b h w 3]) -> {name: [b d]}, of every image by
+  itself. A device takes at most CHUNK images at a time, so that memory does not
+  grow with the batch: Inception needs 34 MB for each.
+  """
+
+  def in_chunks(params, images):
+    n = len(images)
+    if n <= CHUNK:
+      return features(params, images)
+    count = -(-n // CHUNK)
+    size = -(-n // count)
+    chunks = jnp.pad(images, [(0, count * size - n)] + [(0, 0)] * 3)
+    chunks = chunks.reshape(count, size, *images.shape[1:])
+    found = jax.lax.map(functools.partial(features, params), chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[:n], found)
+
+  if mesh is None:
+    return jax.jit(in_chunks)
+  rows = jax.P(sharding.DATA)
+  split = jax.shard_map(
+      in_chunks, mesh=mesh, in_specs=(jax.P(), rows), out_specs=rows,
+      check_vma=False,
+  )  # fmt: skip
+  return jax.jit(split)
+
+
 def _inception_features(params, images):
   found = networks.Inception().apply({'params': params}, images)
   return {

@@ -1,6 +1,7 @@
 """The Inception space: names, widths, and the network behind them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_inception
@@ -36,3 +37,26 @@ def test_features_over_a_mesh_equal_those_of_the_golden(golden, tmp_path):
 def test_missing_weights_say_where_to_get_them_and_the_flag(tmp_path):
   with pytest.raises(errors.DataError, match='published.*--inception=PATH'):
     spaces.inception_file(str(tmp_path / 'none.pth'))
+
+
+@pytest.mark.parametrize('devices', [None, 1, 4])
+@pytest.mark.parametrize('count', [32, 80, 132])
+def test_chunks_change_nothing(devices, count):
+  """Images side by side, whatever the chunks; rows of padding are cut off."""
+  rng = np.random.RandomState(count)
+  images = rng.randint(0, 256, (count, 2, 2, 3)).astype(np.uint8)
+  kernel = rng.standard_normal((12, 5)).astype(np.float32)
+
+  def features(params, x):
+    assert len(x) <= spaces.CHUNK
+    rows = x.reshape(len(x), -1).astype(jnp.float32)
+    return {'pool': jnp.matmul(rows, params, precision='highest')}
+
+  mesh = devices and sharding.make_mesh(devices, allow_subset=True)
+  if mesh:
+    placed = sharding.put(images, sharding.batch_sharding(mesh))
+  else:
+    placed = images
+  found = spaces.by_chunks(features, mesh)(spaces.place(kernel, mesh), placed)
+  expected = images.reshape(count, -1) @ kernel
+  np.testing.assert_allclose(found['pool'], expected, rtol=1e-5, atol=1e-3)
