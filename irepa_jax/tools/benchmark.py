@@ -168,18 +168,13 @@ def alternate(ours, config, built, steps):
   fields += ('num_classes', 'align_depth')
   settings = {name: getattr(model, name) for name in fields}
   settings['target'] = built.encoders[0].width
-  theirs = benchmark_torch.make_step(
+  theirs = benchmark_torch.Process(
       settings, config.batch_size, dtype=config.dtype
   )
   for _ in range(3):  # compilation of the first shapes
-    theirs()
-  seconds = {'ours': [], 'torch': []}
-  for _ in range(steps):
-    seconds['ours'].append(ours.once())
-    start = time.perf_counter()
-    theirs()
-    seconds['torch'].append(time.perf_counter() - start)
-  return seconds
+    theirs.once()
+  pairs = [(ours.once(), theirs.once()) for _ in range(steps)]
+  return dict(zip(('ours', 'torch'), zip(*pairs, strict=True), strict=True))
 
 
 def random_batch(shapes, num_classes):
@@ -210,9 +205,11 @@ def matrix_peak(dtype):
   """Returns FLOP/s of large square matrix products on one device."""
   n = SIDES.get(jax.default_backend(), SIDE)
   a = jnp.full((n, n), 1 / n, jnp.dtype(dtype))
-  product = jax.jit(
-      lambda a: functools.reduce(jnp.matmul, [a] * (PRODUCTS + 1))
-  )
+  # Sums in float32, as everywhere in this package.
+  matmul = lambda a, b: jnp.matmul(
+      a, b, preferred_element_type=jnp.float32
+  ).astype(a.dtype)
+  product = jax.jit(lambda a: functools.reduce(matmul, [a] * (PRODUCTS + 1)))
   return 2 * n**3 * PRODUCTS / median_s(lambda: product(a))
 
 

@@ -130,9 +130,7 @@ def main(args):
   v = flags.FLAGS
   if args[1:]:
     raise errors.UsageError(f'unknown argument {args[1]!r}; see --help')
-  found = measure(
-      v.part, count=v.count, width=v.width, batch_size=v.batch_size
-  )
+  found = measure(v.part, count=v.count, width=v.width, batch_size=v.batch_size)
   print(json.dumps(found, indent=2))
   return 0
 

@@ -6,6 +6,12 @@ from configs import quickstart
 from irepa_jax import errors
 from irepa_jax.tools import benchmark
 
+# Fields of benchmark_torch.SiT.
+SETTINGS = dict(
+    patch=2, width=32, depth=2, heads=2, size=8, channels=4, num_classes=10,
+    align_depth=1, target=16,
+)  # fmt: skip
+
 
 def config(**fields):
   found = quickstart.get_config('irepa')
@@ -29,15 +35,21 @@ def test_the_yardstick_computes_the_same_kind_of_loss():
   from irepa_jax.tools import benchmark_torch
 
   torch.compiler.set_stance('force_eager')  # compiling takes a minute
-  settings = dict(
-      patch=2, width=32, depth=2, heads=2, size=8, channels=4, num_classes=10,
-      align_depth=1, target=16,
-  )  # fmt: skip
-  step = benchmark_torch.make_step(settings, 4, dtype='float32')
+  step = benchmark_torch.make_step(SETTINGS, 4, dtype='float32')
   losses = [step() for _ in range(3)]
   torch.compiler.set_stance('default')
   # Unit latents and noise: |v|^2 is about 2, and the cosine starts near 0.
   assert all(1 < loss < 4 for loss in losses)
+
+
+def test_the_yardstick_runs_in_a_process_of_its_own(monkeypatch):
+  pytest.importorskip('torch')
+  from irepa_jax.tools import benchmark_torch
+
+  monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
+  theirs = benchmark_torch.Process(SETTINGS, 4, dtype='float32')
+  seconds = [theirs.once() for _ in range(2)]
+  assert all(0 < s < 60 for s in seconds)
 
 
 def test_only_a_like_step_is_compared():

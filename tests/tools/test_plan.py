@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from configs import sit_s
@@ -40,6 +41,16 @@ def test_collectives_are_counted_by_type():
   assert plan.collectives(text) == {
       'all-gather bf16': 1, 'all-gather f32': 1, 'all-reduce f32': 1
   }  # fmt: skip
+
+
+def test_a_program_that_cannot_be_read_back_has_no_text(caplog):
+  class Program:
+
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError('INTERNAL: not parsed\nstack')
+
+  assert plan._text(Program()) == ''
+  assert 'no count of collectives: INTERNAL: not parsed' in caplog.text
 
 
 @pytest.mark.slow
