@@ -9,6 +9,7 @@ the same row on any mesh.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -60,7 +61,11 @@ def make_step(parts: Parts, *, accumulate=1):
         gradient, accumulate, state.params, x, draw, targets
     )
     metrics = {'loss': total, **metrics, 'grad_norm': optax.tree.norm(grads)}
-    state = guarded(update(parts, state, grads), state, metrics)
+    # Not a choice between two states: that would copy the whole old one.
+    finite = jnp.isfinite(total) & jnp.isfinite(metrics['grad_norm'])
+    state = jax.lax.cond(
+        finite, functools.partial(update, parts), left_out, state, grads
+    )
     return state, metrics | {'skipped': state.skipped}
 
   return step
@@ -83,11 +88,10 @@ def update(parts: Parts, state, grads):
   )
 
 
-def guarded(new, old, metrics):
-  """Leaves a step out when its loss or gradient is not a finite number."""
-  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-  kept = old._replace(step=old.step + 1, skipped=old.skipped + 1)
-  return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, kept)
+def left_out(state, grads):
+  """Counts a step whose loss or gradient is not a finite number."""
+  del grads
+  return state._replace(step=state.step + 1, skipped=state.skipped + 1)
 
 
 def accumulated(gradient, count, params, *rows):
