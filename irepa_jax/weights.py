@@ -77,6 +77,10 @@ def fetch(source, filename=None):
     return local
   if local.is_dir():
     return _inside(local, names or ())
+  if str(source).startswith(('http://', 'https://')):
+    raise errors.DataError(
+        f'{source} is no hub id: download it, and give the path of the file'
+    )
   repository, _, named = str(source).partition(':')
   if repository.count('/') != 1 or repository.endswith(SUFFIXES):
     raise errors.DataError(

@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from irepa_jax import errors
 from irepa_jax import sharding
 from irepa_jax import weights
 from irepa_jax.encoders import pixels
 from irepa_jax.encoders import spec as specs
 from irepa_jax.encoders import unpack
+from irepa_jax.encoders import zoo
 
 MATRICES = re.compile(r'(^|/)blocks_\d+/.*kernel$')
 
@@ -59,7 +61,16 @@ class Encoder:
     The position table is resized to the grid. Raises DataError unless every
     key is used, in its right shape, or is one that is dropped on purpose.
     """
-    params = unpack.parameters(self.spec, self.module, state_dict)
+    try:
+      params = unpack.parameters(self.spec, self.module, state_dict)
+    except errors.DataError as error:
+      others = zoo.looks_like(state_dict)
+      if not others or self.name in others:
+        raise
+      raise errors.DataError(
+          f'{error}; they look like the weights of {" or ".join(others[:3])},'
+          f' not of {self.name}'
+      ) from None
     return self._kept(params)
 
   def load(self, source=None):
@@ -68,7 +79,10 @@ class Encoder:
       return {}
     file = None if source else self.spec.file
     path = weights.fetch(source or self.spec.source, file)
-    return self.from_torch(weights.read(path))
+    try:
+      return self.from_torch(weights.read(path))
+    except errors.DataError as error:
+      raise errors.DataError(f'{self.name}: {error}') from None
 
   def encode(self, params, images):
     """Maps images uint8 [b h w 3] to tokens float32 [b n width]."""

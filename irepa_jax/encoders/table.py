@@ -41,6 +41,12 @@ def _row(spec, resolution):
       'resolutions': spec.resolutions or None,
       'licence': spec.licence,
       'gated': spec.gated,
-      'source': f'{spec.source}:{spec.file}' if spec.source else '',
+      'source': _source(spec),
       'note': spec.note,
   }
+
+
+def _source(spec):
+  """Returns hub id and file, or an address."""
+  hub_id = spec.source and '://' not in spec.source
+  return f'{spec.source}:{spec.file}' if hub_id else spec.source

@@ -138,20 +138,41 @@ def _keys(source):
   return [key for key in parts if key not in ('0', '=')]
 
 
+def fits(spec, state_dict):
+  """Tells whether a file has the keys and the size of an encoder."""
+  module = spec.module
+  wanted = getattr(module, 'depth', 0), getattr(module, 'inner', module.width)
+  try:
+    layout, tensors, prefix = recognise(spec.layouts, state_dict)
+    if _blocks(layout, prefix, tensors) != wanted:
+      return False
+    sources = {name: _source(layout, name) for name in official_shapes(module)}
+    _check_keys(layout, prefix, _without_constants(layout, tensors), sources)
+  except errors.DataError:
+    return False
+  return True
+
+
 def _other_size(layout, prefix, tensors, shapes):
   """Says so when the blocks of a file are those of another size."""
   name = FIRST.format(0)
-  first = prefix + _source(layout, name)
-  if name not in shapes or first not in tensors:
+  found = _blocks(layout, prefix, tensors)
+  if name not in shapes or not found[0]:
     return ''
   ours = [k for k in map(FIRST.format, range(MANY)) if k in shapes]
-  theirs = [prefix + _source(layout, k) for k in map(FIRST.format, range(MANY))]
-  found = sum(k in tensors for k in theirs), np.size(tensors[first])
   wanted = len(ours), *shapes[name]
   if found == wanted:
     return ''
   text = '{} blocks of width {}'
   return f'; the file has {text.format(*found)}, wanted {text.format(*wanted)}'
+
+
+def _blocks(layout, prefix, tensors):
+  """Returns how many blocks a file has, and their width; zeros for none."""
+  names = map(FIRST.format, range(MANY))
+  keys = [prefix + _source(layout, name) for name in names]
+  found = [key for key in keys if key in tensors]
+  return (len(found), np.size(tensors[found[0]])) if found else (0, 0)
 
 
 def _without_constants(layout, tensors):

@@ -14,6 +14,7 @@ from irepa_jax import errors
 from irepa_jax.encoders import function
 from irepa_jax.encoders import rows
 from irepa_jax.encoders import spec as specs
+from irepa_jax.encoders import unpack
 
 SPECS = {tuple(row.name.split('-vit-')): row for row in rows.ROWS}
 # Types whose config is a set of settings rather than a row.
@@ -38,6 +39,11 @@ def find(name):
 def names():
   """Returns every name of the table, in its order."""
   return [row.name for row in rows.ROWS]
+
+
+def looks_like(state_dict):
+  """Returns the names whose weights a file could be, by its keys and size."""
+  return [row.name for row in rows.ROWS if unpack.fits(row, state_dict)]
 
 
 def _unknown(name):

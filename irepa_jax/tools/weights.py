@@ -4,7 +4,7 @@
   python -m irepa_jax.tools.weights import FILE --config=configs/sit_xl.py:irepa \
       --workdir=runs/imported
   python -m irepa_jax.tools.weights export --workdir=runs/xl --out=xl.pt
-  python -m irepa_jax.tools.weights encoder all
+  python -m irepa_jax.tools.weights encoder all [--markdown]
 
 `import` makes a run directory of an official iREPA, REPA or SiT checkpoint: it
 can be sampled, and continued by irepa_jax.main. `export` writes the official
@@ -114,6 +114,22 @@ def encoder_table(name):
     )
 
 
+def encoder_markdown(name):
+  """Returns the lines of the same as a Markdown table, of docs/encoders.md."""
+  names = encoders.names() if name == 'all' else [name]
+  large = {r['name']: r for r in encoders.table(names, resolution=512)}
+  heads = 'name|tokens|width|GFLOP|at 512|M parameters|licence|source|input'
+  lines = [heads.split('|'), ['---'] * (heads.count('|') + 1)]
+  for row in encoders.table(names):
+    at_512 = large[row['name']]
+    licence = row['licence'] + (', gated' if row['gated'] else '')
+    size = at_512['gflops'] if at_512['tokens'] else 'refused'
+    values = [row[k] for k in ('name', 'tokens', 'width', 'gflops')]
+    values += [size, row['megaparams'] or None, licence, row['source']]
+    lines.append(['' if v is None else str(v) for v in [*values, row['note']]])
+  return [f'| {" | ".join(line)} |' for line in lines]
+
+
 def _meta(config, built, statistics):
   """Returns the meta of an imported checkpoint: its data set is not known."""
   bias, scale = built.autoencoder.bias, built.autoencoder.scale
@@ -161,6 +177,7 @@ def define_flags():
   flags.DEFINE_integer(
       'step', None, 'Checkpoint of export; default the newest.'
   )
+  flags.DEFINE_bool('markdown', False, 'Print encoders for a web page.')
   flags.DEFINE_string(
       'latent_statistics', '', 'Official latents-stats file for import.'
   )
@@ -176,6 +193,8 @@ def main(args):
       import_(file, v.config, v.workdir, latent_statistics=v.latent_statistics)
     case ['export'] if v.workdir and v.out:
       export(v.workdir, v.out, ema=v.ema, step=v.step)
+    case ['encoder', name] if v.markdown:
+      print('\n'.join(encoder_markdown(name)))
     case ['encoder', name]:
       encoder_table(name)
     case _:

@@ -117,6 +117,27 @@ def test_full_size_file(name):
     accept(spec, outer(inner | {extra: (3,)}))
 
 
+@pytest.mark.parametrize(
+    'wanted, given',
+    [
+        ('dinov2-vit-b', 'dinov2-vit-l'),
+        ('dinov2-vit-b', 'siglip2-vit-so400m'),
+        ('dinov3-vit-7b16', 'webssl-vit-dino7b_full8b_224'),
+        ('pe-vit-l', 'spatialpe-vit-b'),
+        ('cradio-vit-b', 'sam-vit-h'),
+        ('sam-vit-b', 'clip-vit-L'),
+    ],
+)
+def test_weights_of_another_encoder_are_named(wanted, given):
+  file = stand_ins(published.file(zoo.find(given)))
+  with pytest.raises(errors.DataError) as caught:
+    encoders.create(wanted).from_torch(file)
+  text = str(caught.value)
+  found = re.search(r'they look like the weights of (.*), not of (.*)$', text)
+  assert given in found[1].split(' or ') and found[2] == wanted
+  assert '\n' not in text
+
+
 def unwrapped(file):
   """Returns (a function that wraps keys, the keys inside)."""
   if 'state_dict' in file:
