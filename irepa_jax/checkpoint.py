@@ -48,7 +48,7 @@ class Checkpoints:
       max_failed_saves: this many failed saves in a row end the run.
       timeout: seconds that one asynchronous save may take.
     """
-    self.directory = epath.Path(directory)
+    self.directory = saved_step.absolute(directory)
     self._options = _options(keep, keep_every, timeout)
     self._max_failed = max_failed_saves
     self._failed = 0

@@ -13,6 +13,7 @@ from typing import Any
 from typing import NamedTuple
 import zlib
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -130,11 +131,14 @@ def _read_arrays(folder, wanted):
       restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
       partial_restore=True,
   )
-  path = folder / 'state'
-  if '://' not in str(path):  # orbax refuses a relative path
-    path = path.absolute()
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    return handler.restore(path, args=args)
+    return handler.restore(absolute(folder / 'state'), args=args)
+
+
+def absolute(path):
+  """Returns a path as orbax takes it, which refuses relative ones."""
+  path = epath.Path(path)
+  return path if '://' in str(path) else path.absolute()
 
 
 def _shape(saved):

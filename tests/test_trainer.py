@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
-import runs
+import real_runs
 
 from configs import quickstart
 from irepa_jax import checkpoint
@@ -28,14 +28,14 @@ PARTS = ('params', 'opt_state', 'ema', 'step')
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
-  return runs.data_set(tmp_path_factory.mktemp('digits') / 'data')
+  return real_runs.data_set(tmp_path_factory.mktemp('digits') / 'data')
 
 
 @pytest.fixture(scope='session')
 def straight(tmp_path_factory, data):
   """The run that nothing happens to; it keeps every eighth checkpoint."""
   workdir = tmp_path_factory.mktemp('straight') / 'run'
-  runs.train(workdir, data=data, steps=STEPS, keep=1, keep_every=8)
+  real_runs.train(workdir, data=data, steps=STEPS, keep=1, keep_every=8)
   return workdir
 
 
@@ -61,7 +61,7 @@ def assert_same_state(one, other, step=STEPS):
 
 def damage(workdir, how, number):
   """Damages the largest file of the newest checkpoint; returns its step."""
-  step = runs.steps(workdir)[-1]
+  step = real_runs.steps(workdir)[-1]
   folder = pathlib.Path(workdir) / 'checkpoints' / str(step) / 'state'
   path = max(folder.rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
   content = bytearray(path.read_bytes())
@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_and_damaged_ends_as_one_that_is_not(
       eval_count=20,
   )
   workdir = tmp_path / 'run'
-  start = lambda: runs.Started(workdir, data=data, steps=STEPS, **reports)
+  start = lambda: real_runs.Started(workdir, data=data, steps=STEPS, **reports)
 
   with start() as run:  # killed at some moment
     run.wait_for_step(dice.randint(4, 8))
@@ -118,8 +118,8 @@ def test_a_run_that_is_killed_and_damaged_ends_as_one_that_is_not(
     assert 'digest mismatch' in run.output()
 
   assert_same_state(workdir, straight)
-  assert runs.losses(workdir) == runs.losses(straight)
-  assert sorted(runs.losses(workdir)) == list(range(1, STEPS + 1))
+  assert real_runs.losses(workdir) == real_runs.losses(straight)
+  assert sorted(real_runs.losses(workdir)) == list(range(1, STEPS + 1))
   moved = (workdir / 'checkpoints' / 'damaged').iterdir()
   assert {p.name for p in moved} == {str(truncated), str(flipped)}
   grids = {p.name for p in (workdir / 'samples').iterdir()}
@@ -133,28 +133,32 @@ def test_one_two_and_four_processes_continue_one_run(straight, data, tmp_path):
   """Rows in another order meet other noise: that changes a loss by percents."""
   workdir = tmp_path / 'run'
   shutil.copytree(straight, workdir)
-  for step in runs.steps(workdir):
+  for step in real_runs.steps(workdir):
     if step > 8:
       shutil.rmtree(workdir / 'checkpoints' / str(step))
 
   settings = dict(data=data, keep=1, keep_every=8)
-  with runs.Started(workdir, processes=2, steps=STEPS, **settings) as run:
+  with real_runs.Started(workdir, processes=2, steps=STEPS, **settings) as run:
     run.wait_for_step(10)
     run.send(signal.SIGTERM, rank=1)  # both save the same step
     assert run.codes() == [75, 75], run.output()
-  first = runs.steps(workdir)[-1]
+  first = real_runs.steps(workdir)[-1]
   assert 10 <= first < STEPS - 8
-  runs.train(workdir, processes=4, steps=first + 2, **settings)
-  runs.train(workdir, processes=1, steps=first + 4, **settings)
+  real_runs.train(workdir, processes=4, steps=first + 2, **settings)
+  real_runs.train(workdir, processes=1, steps=first + 4, **settings)
 
-  seen, wanted = runs.losses(workdir), runs.losses(straight)
+  seen, wanted = real_runs.losses(workdir), real_runs.losses(straight)
   assert sorted(seen) == list(range(1, first + 5))
   for step, values in seen.items():
     for name, value in values.items():
       # Devices are the same eight, but the sums over them may be taken in
       # another order: float32 rounding, carried on for a few steps.
       np.testing.assert_allclose(
-          value, wanted[step][name], rtol=1e-6, atol=1e-6, err_msg=f'{step} {name}'
+          value,
+          wanted[step][name],
+          rtol=1e-6,
+          atol=1e-6,
+          err_msg=f'{step} {name}',
       )
 
 
@@ -167,7 +171,7 @@ def fields(data):
 
   def make(**changes):
     config = quickstart.get_config()
-    settings = runs.FIELDS | dict(data=str(data), steps=STEPS)
+    settings = real_runs.FIELDS | dict(data=str(data), steps=STEPS)
     config.update(settings | dict(keep=1, keep_every=8) | changes)
     return config
 
@@ -198,7 +202,7 @@ def test_another_configuration_is_refused_with_the_keys(finished, fields):
 
 
 def test_a_refusal_is_one_line_and_status_4(finished, data):
-  with runs.Started(finished, data=data, steps=STEPS, lr=0.5) as run:
+  with real_runs.Started(finished, data=data, steps=STEPS, lr=0.5) as run:
     assert run.codes() == [4]
     assert 'Traceback' not in run.output()
     (line,) = [s for s in run.output().splitlines() if s.startswith('ERROR')]
@@ -226,7 +230,7 @@ def test_force_does_not_load_another_model(finished, fields):
       errors.CheckpointError, match='belongs to another model or optimiser'
   ):
     trainer.run(fields(ema=(0.9, 0.99), resume='force'), finished)
-  assert runs.steps(finished)  # nothing was set aside
+  assert real_runs.steps(finished)  # nothing was set aside
 
 
 def test_harmless_fields_may_change(finished, fields):
@@ -237,7 +241,7 @@ def test_harmless_fields_may_change(finished, fields):
 
 
 def test_another_data_set_is_refused(finished, fields, tmp_path):
-  other = runs.data_set(tmp_path / 'other', max_images=runs.COUNT - 1)
+  other = real_runs.data_set(tmp_path / 'other', max_images=real_runs.COUNT - 1)
   with pytest.raises(errors.CheckpointError, match='another data set'):
     trainer.run(fields(data=str(other)), finished)
 
@@ -254,9 +258,17 @@ def test_a_start_without_a_checkpoint_binds_to_nothing(fields, tmp_path):
   assert trainer.run(fields(), workdir, check_only=True) == 0
 
 
+def test_a_relative_run_directory(fields, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert trainer.run(fields(steps=2), 'runs/x') == 0
+  assert real_runs.steps('runs/x') == [2]
+  assert trainer.run(fields(steps=3), 'runs/x') == 0
+  assert 'steps 2 to 3' in capsys.readouterr().out
+
+
 def test_a_second_job_in_the_directory_is_refused(fields, data, tmp_path):
   workdir = tmp_path / 'run'
-  with runs.Started(workdir, data=data, steps=STEPS) as run:
+  with real_runs.Started(workdir, data=data, steps=STEPS) as run:
     run.wait_for(lambda: (workdir / 'lock.json').exists())
     with pytest.raises(errors.CheckpointError, match='another job works on'):
       trainer.run(fields(), workdir)

@@ -1,6 +1,6 @@
 """Starts real training commands on a tiny data set, for tests.
 
-  with runs.Started(workdir, data=folder, steps=20) as run:
+  with real_runs.Started(workdir, data=folder, steps=20) as run:
     run.wait_for_step(7)
     run.send(signal.SIGKILL)
   assert run.codes() == [-9]
