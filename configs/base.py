@@ -62,6 +62,7 @@ def get_config(preset='irepa'):
   config.encoder = 'dinov2-vit-b'
   config.encoder_weights = ''  # path or hub id each, comma separated
   config.encoder_dtype = 'bfloat16'
+  config.encoder_scan = False  # over layers: a large one compiles faster
   config.features = 'online'  # or cached: features written by prepare
   config.align_depth = 8  # the block, from 1, whose tokens are aligned
   config.align_coefficient = '1.0'  # one number, or one per encoder: '1,0.5'

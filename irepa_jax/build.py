@@ -50,7 +50,7 @@ def experiment(config, mesh=None) -> Experiment:
           name,
           resolution=config.image_size,
           dtype=jnp.dtype(config.encoder_dtype),
-          scan_layers=config.scan_layers,
+          scan_layers=config.encoder_scan,
           **placement(mesh),
       )
       for name in check.encoder_names(config)

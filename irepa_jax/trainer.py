@@ -45,6 +45,7 @@ HARMLESS = frozenset(
         'checkpoint_every',
         'data',
         'data_threads',
+        'encoder_scan',
         'encoder_weights',
         'eval_count',
         'eval_every',

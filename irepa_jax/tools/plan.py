@@ -9,8 +9,8 @@ With one it compiles the whole training step for that TPU slice or those GPUs,
 without the hardware, by the real compiler (`pip install libtpu`, or the extra
 [cuda]; minutes of CPU): what does not fit fails here instead of on the pod. For
 a GPU the memory is the compiler's plan, without its search for fast kernels.
-The collectives are counted by type and dtype in the compiled program: with FSDP, weights should be gathered in
-bfloat16 and activations not at all.
+The collectives are counted by type and dtype in the compiled program: with
+FSDP, weights should be gathered in bfloat16 and activations not at all.
 """
 
 import collections
