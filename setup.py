@@ -22,7 +22,7 @@ BASE = [
     'tensorboardX',  # event files without TensorFlow
     'tensorflow-datasets',  # a source of `prepare`; imported only there
     'tqdm',  # progress bars
-    'transformers',  # encoder configurations from the hub; imported only there
+    'transformers',  # oracle of the encoders; nothing imports it at run time
 ]
 QUICKSTART = [
     'matplotlib',  # curves
