@@ -47,7 +47,7 @@ class Job:
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix='multihost'))
     file = self.folder / 'worker.py'
     file.write_text(PRELUDE + textwrap.dedent(script))
-    address = f'127.0.0.1:{_free_port()}'
+    address = f'127.0.0.1:{free_port()}'
     self.logs = [self.folder / f'{rank}.log' for rank in range(processes)]
     self.processes = [
         _start(file, log, rank, processes, devices, address, arguments)
@@ -135,7 +135,8 @@ def _start(file, log, rank, count, devices, address, arguments):
     )
 
 
-def _free_port():
+def free_port():
+  """Returns a port that nobody listens at."""
   with socket.socket() as listener:
     listener.bind(('127.0.0.1', 0))
     return listener.getsockname()[1]

@@ -10,16 +10,14 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
+
+import multihost
 
 from irepa_jax.tools import prepare
 
-ROOT = pathlib.Path(__file__).parents[1]
-CACHE = pathlib.Path(tempfile.gettempdir()) / 'irepa_jax_test_cache'
 DEVICES = 8  # of all processes together
 TIMEOUT_S = 300
 COUNT = 96  # records of the data set
@@ -78,7 +76,7 @@ class Started:
     """Starts it; its output goes to WORKDIR.<number>.log."""
     self.workdir = pathlib.Path(workdir)
     words = command(workdir, *flags, **fields)
-    port = _free_port()
+    port = multihost.free_port()
     self.logs = [self._log() for _ in range(processes)]
     self.processes = [
         _start(words, log, rank, processes, port)
@@ -165,7 +163,7 @@ def _start(words, log, rank, processes, port):
       **FAST_COMPILE,
       'JAX_PLATFORMS': 'cpu',
       'JAX_NUM_CPU_DEVICES': str(DEVICES // processes),
-      'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+      'JAX_COMPILATION_CACHE_DIR': str(multihost.CACHE),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
       'OMP_NUM_THREADS': '1',
@@ -183,12 +181,6 @@ def _start(words, log, rank, processes, port):
         stdout=output,
         stderr=subprocess.STDOUT,
         env=environment,
-        cwd=ROOT,
+        cwd=multihost.ROOT,
         start_new_session=True,
     )
-
-
-def _free_port():
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    return listener.getsockname()[1]
