@@ -12,7 +12,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Adds a number on all devices, then does what the test asks for.
+# Adds a number on all devices, then does what the test asks for. Each line is
+# one write: two processes that share a pipe would otherwise mix their words.
 JOB = """
   import os, sys, time
   from irepa_jax import distributed, preemption
@@ -20,21 +21,22 @@ JOB = """
   import jax
   from irepa_jax.tools import devices
   assert sys.argv[1:] == ['--x=a b', "it's"], sys.argv
-  print('count', jax.process_count(), 'sum', devices.device_sum(), flush=True)
+  say = lambda *words: os.write(1, (' '.join(map(str, words)) + '\\n').encode())
+  say('count', jax.process_count(), 'sum', devices.device_sum())
   {then}
 """
 LISTEN = """
   asked = preemption.Preemption()
-  print('READY', flush=True)
+  say('READY')
   step = 0
   while not asked.reached(step):
     step += 1
     time.sleep(0.02)
-  print('stopped after', step, flush=True)
+  say('stopped after', step)
   sys.exit(preemption.EXIT_STATUS)
 """
 FAIL = """
-  print('READY', flush=True)
+  say('READY')
   if jax.process_index() == 1:
     os._exit(3)
   time.sleep(600)
