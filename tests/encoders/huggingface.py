@@ -132,6 +132,8 @@ FAMILIES = {
     'mae-vit-l': (mae, 14, 16, 1, IMAGENET, CUBIC, CUBIC_AA),
     'jepa-vit-h': (ijepa, 16, 14, 0, IMAGENET, CUBIC, CUBIC_AA),
     'dinov2-vit-b': (dinov2, 37, 14, 1, IMAGENET, CUBIC, CUBIC_AA),
+    'dinov2-vit-g': (webssl, 37, 14, 1, IMAGENET, CUBIC, CUBIC_AA),
+    'dinov2mixed-vit-b': (dinov2, 37, 14, 1, IMAGENET, CUBIC, CUBIC_AA),
     'dinov2reg-vit-b': (
         dinov2_registers, 37, 14, 5, IMAGENET, CUBIC, CUBIC_AA,
     ),
@@ -140,6 +142,7 @@ FAMILIES = {
     ),
     'dinov3-vit-b16': (dinov3, 14, 16, 5, IMAGENET, CUBIC, None),
     'dinov3-vit-h16plus': (dinov3_gated, 14, 16, 5, IMAGENET, CUBIC, None),
+    'dinov3-vit-7b16': (dinov3_gated, 14, 16, 5, IMAGENET, CUBIC, None),
     'siglip-vit-b': (siglip, 16, 16, 0, IMAGENET, CUBIC, CUBIC_AA),
     'siglip2-vit-so400m': (siglip, 16, 16, 0, IMAGENET, CUBIC, CUBIC_AA),
     'clip-vit-L': (clip, 16, 14, 1, CLIP, CUBIC, CUBIC_AA),
@@ -177,7 +180,8 @@ def tokens(name, network, images):
     out = run(network, x)
   else:
     out = run(network, x)
-  return out[:, leading:].numpy()
+  share = 0.1 if 'mixed' in name else 0.0  # of the class token
+  return ((1 - share) * out[:, leading:] + share * out[:, :1]).numpy()
 
 
 def run(network, x):

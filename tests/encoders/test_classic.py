@@ -37,11 +37,13 @@ def test_tokens_of_a_small_image(golden):
 
 
 @pytest.mark.parametrize(
-    'config, side', [('g4_d128', 16), ('g5_d48_ppc3_cb2', 40)]
+    'config, side',
+    [('g4_d128', 16), ('g5_d48_ppc3_cb2', 40), ('g32_d128', 512)],
 )
 def test_tokens_as_scikit_image(config, side):
   feature = pytest.importorskip('skimage.feature')
-  images = np.random.RandomState(0).randint(0, 256, (3, side, side, 3), np.uint8)
+  shape = (1 if side == 512 else 3, side, side, 3)
+  images = np.random.RandomState(0).randint(0, 256, shape, np.uint8)
   module = encoders.create(f'hog-vit-{config}', resolution=side).module
   tokens = encode(config, images)
   for image, found in zip(images, tokens, strict=True):

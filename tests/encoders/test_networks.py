@@ -4,6 +4,7 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from irepa_jax import encoders
@@ -139,6 +140,32 @@ def test_vgg_tokens_are_those_of_torchvision(golden, vgg_weights):
   params = encoder.from_torch(vgg_weights | unused)
   tokens = jax.jit(encoder.encode)(params, photo)
   wanted = golden('vgg')['tokens']
+  tolerance = 1e-5 * np.abs(wanted).max()
+  np.testing.assert_allclose(tokens, wanted, atol=tolerance)
+
+
+@pytest.mark.parametrize('resolution', [256, 512])
+def test_vgg_tokens_are_those_of_torch(vgg_weights, resolution):
+  torch = pytest.importorskip('torch')
+  photo = oracles.large_images()[:1, :resolution, :resolution]
+  encoder = encoders.create('vgg-vit-16', resolution=resolution)
+  tokens = jax.jit(encoder.encode)(encoder.from_torch(vgg_weights), photo)
+  x = torch.tensor(photo).permute(0, 3, 1, 2) / 255
+  column = lambda v: torch.tensor(v)[:, None, None]
+  x = (x - column((0.485, 0.456, 0.406))) / column((0.229, 0.224, 0.225))
+  index = 0  # torchvision's features[:24], written out
+  for width in vgg.LAYERS:
+    if width:
+      weight, bias = (
+          torch.tensor(vgg_weights[f'features.{index}.{kind}'])
+          for kind in ('weight', 'bias')
+      )
+      x = torch.conv2d(x, weight, bias, padding=1).relu()
+      index += 2
+    else:
+      x = torch.max_pool2d(x, 2)
+      index += 1
+  wanted = x.flatten(2).swapaxes(1, 2).numpy()
   tolerance = 1e-5 * np.abs(wanted).max()
   np.testing.assert_allclose(tokens, wanted, atol=tolerance)
 

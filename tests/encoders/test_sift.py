@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import oracles
 import pytest
 
 from irepa_jax import encoders
@@ -26,10 +27,16 @@ def test_descriptor_of_a_patch(golden):
   np.testing.assert_allclose(found, oracle['descriptor/out'], atol=1e-6)
 
 
-def test_tokens_are_those_of_kornia(golden, photos):
+@pytest.mark.parametrize('resolution', [256, 512])
+def test_tokens_are_those_of_kornia(golden, photos, resolution):
+  if resolution == 256:
+    images, every, wanted = photos, 2, golden('sift_kornia')['tokens_every2']
+  else:
+    images, every = oracles.large_images()[:1], 8
+    wanted = golden('sift_512')['kornia'][None]
+  tokens = encode('sift-vit-dense', images)[:, ::every]
   # The direction is a maximum over 36 bins: rounding may choose a neighbour.
-  tokens = encode('sift-vit-dense', photos)[:, ::2]
-  error = np.abs(tokens - golden('sift_kornia')['tokens_every2']).max(-1)
+  error = np.abs(tokens - wanted).max(-1)
   assert (error < 1e-3).mean() > 0.98
   assert error.max() < 0.01
 
@@ -46,7 +53,7 @@ def test_directions_are_those_of_kornia(golden):
   np.testing.assert_allclose(tokens[0], oracle['sift_kornia'], atol=1e-5)
 
 
-@pytest.mark.parametrize('case', ['tokens', 'tokens_up', 'small'])
+@pytest.mark.parametrize('case', ['tokens', 'tokens_up', 'small', '512'])
 def test_tokens_are_those_of_opencv(golden, photos, case):
   images, wanted = photos, golden('sift_opencv').get(case)
   if case == 'tokens_up':
@@ -54,8 +61,11 @@ def test_tokens_are_those_of_opencv(golden, photos, case):
   if case == 'small':
     oracle = golden('encoders_classic')
     images, wanted = oracle['image_u8'][None], oracle['siftopencv'][None]
+  if case == '512':
+    images = oracles.large_images()[:1]
+    wanted = golden('sift_512')['opencv'][None]
   tokens = encode('siftopencv-vit-dense', images)
-  tokens = tokens[:, ::3] if case == 'tokens_up' else tokens
+  tokens = tokens[:, :: {'tokens_up': 3, '512': 8}.get(case, 1)]
   error = np.abs(tokens - wanted.astype(np.float32))
   assert error.max() <= 1  # whole numbers in 0..255
   assert (error > 0).mean() < 2e-3
