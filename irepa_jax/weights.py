@@ -3,6 +3,8 @@
   read(path)      .safetensors, *.safetensors.index.json, .pt, .pth, .bin ...
   fetch(source)   a local path, a folder, or a hub id 'org/name[:file]'
 
+A file whose published SHA-256 is known, from its name or from the hub's cache,
+is compared with it: no format notices a flipped bit by itself.
 Half-precision arrays are widened to float32. Files of PyTorch are pickles;
 torch_files.py opens them without running any of their code.
 """
@@ -12,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +28,9 @@ from irepa_jax import torch_files
 INDEX = '.safetensors.index.json'
 SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt', '.tar')
 LFS = b'version https://git-lfs'
+# PyTorch's hub ends names with the start of the SHA-256: eight digits, by which
+# a number of steps is not meant, so one of them has to be a letter.
+HUB_NAME = re.compile(r'-(?=\d*[a-f])([\da-f]{8})\.pth$')
 
 
 def read(path):
@@ -42,11 +48,13 @@ def read(path):
         f' {", ".join((*SUFFIXES, INDEX))} can be read'
     )
   try:
-    return _reader(path)(path)
+    content = _reader(path)(path)
   except errors.DataError as error:
     raise errors.DataError(f'{path}: {error}') from error
   except Exception as error:  # of a damaged file: whatever its parser raises
     raise errors.DataError(f'{path} ({_looks_like(path)}): {error}') from error
+  _verify(path)
+  return content
 
 
 def write_safetensors(path, tensors):
@@ -119,6 +127,26 @@ def _reader(path):
   if path.suffix == '.safetensors':
     return _read_safetensors
   return torch_files.read
+
+
+def _verify(path):
+  """Raises DataError if the file is not the one that was published."""
+  wanted = _published_digest(path)
+  seen = sha256(path) if wanted else ''
+  if wanted and not seen.startswith(wanted):
+    raise errors.DataError(
+        f'{path} is damaged: its SHA-256 starts with {seen[:8]}, published was'
+        f' {wanted[:8]} ({path.stat().st_size} bytes); download it again'
+    )
+
+
+def _published_digest(path):
+  """Returns the published SHA-256 or its start, in hexadecimal; or None."""
+  blob = path.resolve()  # the hub's cache has links to files named so
+  if blob.parent.name == 'blobs' and re.fullmatch(r'[\da-f]{64}', blob.name):
+    return blob.name
+  named = HUB_NAME.search(path.name)
+  return named and named[1]
 
 
 def _read_safetensors(path):

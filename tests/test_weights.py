@@ -127,6 +127,36 @@ def test_truncated_files_are_named_with_their_size(tmp_path, suffix):
     weights.read(path)
 
 
+def test_a_flipped_bit_in_the_cache_of_the_hub_is_noticed(tmp_path):
+  plain = tmp_path / 'model.safetensors'
+  weights.write_safetensors(plain, ARRAYS)
+  blob = tmp_path / 'blobs' / weights.sha256(plain)
+  link = tmp_path / 'snapshots' / 'f00d' / plain.name
+  for path in (blob, link):
+    path.parent.mkdir(parents=True)
+  plain.rename(blob)
+  link.symlink_to(blob)
+  same(weights.read(link))
+  content = bytearray(blob.read_bytes())
+  content[content.find(ARRAYS['a.weight'].tobytes())] ^= 1
+  blob.write_bytes(content)
+  with pytest.raises(errors.DataError, match='damaged: its SHA-256 .*again'):
+    weights.read(link)
+
+
+def test_a_file_that_contradicts_its_name_is_refused(tmp_path):
+  path = tmp_path / 'pt_inception-2015-12-05-6726825d.pth'
+  weights.write_torch(path, ARRAYS)
+  with pytest.raises(errors.DataError, match='damaged.* published was 6726825d'):
+    weights.read(path)
+
+
+def test_a_number_in_a_name_is_no_digest(tmp_path):
+  path = tmp_path / 'sit-00400000.pth'
+  weights.write_torch(path, ARRAYS)
+  assert weights.read(path).keys() == ARRAYS.keys()
+
+
 @pytest.mark.parametrize('name', ['a.npz', 'a.h5', 'a'])
 def test_other_formats_are_refused(tmp_path, name):
   (tmp_path / name).write_bytes(b'x')
