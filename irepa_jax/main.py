@@ -14,6 +14,7 @@ from absl import flags
 from irepa_jax import cli
 from irepa_jax import distributed
 from irepa_jax import errors
+from irepa_jax import host_memory
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -41,6 +42,7 @@ def main(args):
     raise errors.UsageError(
         '--workdir is required for training (checkpoints, metrics)'
     )
+  host_memory.keep_freed()
   distributed.start()
   from irepa_jax import trainer  # after jax.distributed: it imports jax users
 

@@ -17,6 +17,7 @@ LAYERS = {
         'convert',
         'digest',
         'distributed',
+        'host_memory',
         'hub',
         'lock',
         'logs',

@@ -29,6 +29,7 @@ from irepa_jax import check
 from irepa_jax import cli
 from irepa_jax import distributed
 from irepa_jax import errors
+from irepa_jax import host_memory
 from irepa_jax import sharding
 from irepa_jax.data import pipeline
 from irepa_jax.train import step as training
@@ -260,6 +261,7 @@ def main(args):
   v = flags.FLAGS
   if args[1:] or v.config is None:
     raise errors.UsageError('--config=FILE is required; see --help')
+  host_memory.keep_freed()
   distributed.start()
   figures = benchmark(v.config, steps=v.steps, against=v.against)
   print(json.dumps(figures, indent=2))
