@@ -33,3 +33,16 @@ def golden():
   import golden_files
 
   return golden_files.load
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """Puts a small network in the place of Inception."""
+  import small_space
+
+  from irepa_jax.evals import spaces
+
+  monkeypatch.setattr(spaces, 'inception_file', lambda source: None)
+  monkeypatch.setattr(
+      spaces, 'inception', lambda source, mesh: small_space.space()
+  )

@@ -14,7 +14,6 @@ from irepa_jax import checkpoint
 from irepa_jax import errors
 from irepa_jax import scoring
 from irepa_jax import trainer
-from irepa_jax.evals import spaces
 from irepa_jax.tools import evaluate
 
 COUNT, FINAL = 20, 28
@@ -23,15 +22,6 @@ SETTINGS = dict(
     batch_size=16, watchdog_s=0, eval_every=2, eval_count=COUNT,
     eval_final_count=FINAL, evaluator='fid',
 )  # fmt: skip
-
-
-@pytest.fixture
-def small(monkeypatch):
-  """Puts a small network in the place of Inception."""
-  monkeypatch.setattr(spaces, 'inception_file', lambda source: None)
-  monkeypatch.setattr(
-      spaces, 'inception', lambda source, mesh: small_space.space()
-  )
 
 
 @pytest.fixture(scope='module')

@@ -29,59 +29,15 @@ from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax import weights as files
 from irepa_jax.data import encode
-from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import shards
 from irepa_jax.data import sources
 from irepa_jax.data import write
+from irepa_jax.tools import prepare_options
 
 SMALL_SHARE = 0.01  # of images smaller than the crop, above which it is said
 UNITS = ((86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'))
 SIZES = ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'))
-
-
-def _option(default, text):
-  return dataclasses.field(default=default, metadata={'help': text})
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How a data set is prepared; the flags of the command."""
-
-  image_size: int = _option(256, 'Side of the crop in pixels.')
-  autoencoder: str = _option(
-      'sd-vae-ft-mse', 'Its name; none keeps images without latents.'
-  )
-  weights: str = _option(
-      '', 'Of the autoencoder: path or hub id; empty is its published source.'
-  )
-  statistics: str = _option(
-      '',
-      'Bias and scale of the latents: an official latents-stats file; empty is'
-      ' what is published for the autoencoder, or else measured.',
-  )
-  flip: bool = _option(
-      False, 'Also store the latents and features of the mirror images.'
-  )
-  image_format: str = _option('jpeg', 'jpeg, png, or none to keep no images.')
-  encoder: tuple = _option((), 'Encoders whose tokens are stored: a,b.')
-  encoder_weights: tuple = _option(
-      (), 'A path or hub id for each; empty is their published sources.'
-  )
-  encoder_dtype: str = _option('bfloat16', 'In which tokens are computed.')
-  num_classes: int = _option(
-      0, 'That the source must have; 0 takes what it has.'
-  )
-  shard_size: int = _option(4096, 'Images of the source per shard.')
-  batch_size: int = _option(32, 'Images per device at a time.')
-  threads: int = _option(0, 'Threads that read images; 0 is one per core.')
-  on_error: str = _option(
-      'skip', 'Unreadable images: skip (they are listed) or fail.'
-  )
-  max_skipped: float = _option(
-      1e-3, 'Share of unreadable images above which the command fails.'
-  )
-  max_images: int = _option(0, 'Only the first so many; 0 is all.')
 
 
 class Network(NamedTuple):
@@ -113,9 +69,9 @@ def prepare(
     out: folder, the same for every process.
     process_index: of `process_count` that divide the work; None asks jax.
     say: receives each line for the user.
-    **options: fields of Options.
+    **options: fields of prepare_options.Options.
   """
-  options = _checked(Options(**options))
+  options = prepare_options.checked(**options)
   if process_count is None:
     process_index, process_count = jax.process_index(), jax.process_count()
   say = say if process_index == 0 else _silent
@@ -153,23 +109,6 @@ def _manifest(job, parts, codec, encoders):
   )
 
 
-def _checked(options):
-  """Returns the options; raises UsageError for values that are none."""
-  for name, allowed in (
-      ('image_format', (*images.FORMATS, 'none')),
-      ('on_error', ('skip', 'fail')),
-      ('encoder_dtype', ('float32', 'bfloat16')),
-  ):
-    if getattr(options, name) not in allowed:
-      raise errors.UsageError(
-          f'{name}={getattr(options, name)!r}: one of {", ".join(allowed)}'
-      )
-  for name in ('image_size', 'shard_size', 'batch_size'):
-    if getattr(options, name) < 1:
-      raise errors.UsageError(f'{name}={getattr(options, name)}: 1 or more')
-  return options
-
-
 def _networks(source, options):
   """Returns (codec or None, encoders) with their weights found and hashed."""
   codec = None
@@ -177,7 +116,9 @@ def _networks(source, options):
     model = _with_statistics(
         models.autoencoder(options.autoencoder), options.statistics
     )
-    absent = model.source is None or (source.has_moments and not options.weights)
+    absent = model.source is None or (
+        source.has_moments and not options.weights
+    )
     codec = _network(model, absent, options.weights, model.fetch)
   names, given = options.encoder, options.encoder_weights
   if given and len(given) != len(names):
@@ -185,7 +126,9 @@ def _networks(source, options):
         f'encoder_weights names {len(given)} files for {len(names)} encoders'
     )
   paths = given or [''] * len(names)
-  return codec, [_encoder(n, p, options) for n, p in zip(names, paths, strict=True)]
+  return codec, [
+      _encoder(n, p, options) for n, p in zip(names, paths, strict=True)
+  ]
 
 
 def _with_statistics(model, path):
@@ -384,35 +327,15 @@ def _amount(value, units):
   return f'{value / factor:.3g} {name}'
 
 
-def define_flags():
-  """Defines a flag for the source, the folder and every option."""
-  flags.DEFINE_string('source', None, 'Where the images come from.')
-  flags.DEFINE_string('out', None, 'Folder of the data set.')
-  flags.mark_flags_as_required(['source', 'out'])
-  define = {
-      bool: flags.DEFINE_bool,
-      int: flags.DEFINE_integer,
-      float: flags.DEFINE_float,
-      str: flags.DEFINE_string,
-      tuple: flags.DEFINE_list,
-  }
-  for field in dataclasses.fields(Options):
-    default = field.default or None if field.type is tuple else field.default
-    define[field.type](field.name, default, field.metadata['help'])
-
-
 def main(args):
   """Runs prepare with the flags of the command line."""
   if args[1:]:
     raise errors.UsageError(f'unexpected argument {args[1]!r}; see --help')
-  fields = dataclasses.fields(Options)
-  options = {field.name: flags.FLAGS[field.name].value for field in fields}
-  for name in ('encoder', 'encoder_weights'):
-    options[name] = tuple(options[name] or ())
+  options = prepare_options.from_flags()
   distributed.start()
   prepare(flags.FLAGS.source, flags.FLAGS.out, **options)
 
 
 if __name__ == '__main__':
-  define_flags()
+  prepare_options.define_flags()
   cli.run(main)

@@ -194,6 +194,30 @@ def test_tower_of_pe_core_is_that_of_the_official_class(golden):
   assert listed | {'proj': found['proj']} == found
 
 
+@pytest.mark.parametrize('name', ['sam-vit-b', 'sam-vit-l', 'sam-vit-h'])
+def test_full_size_file_of_sam(name):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  spec = zoo.find(name)
+  m = spec.module
+  config = transformers.SamConfig(
+      vision_config=dict(
+          hidden_size=m.inner,
+          num_hidden_layers=m.depth,
+          num_attention_heads=m.heads,
+          global_attn_indexes=list(m.global_blocks),
+          mlp_dim=int(m.inner * m.mlp_ratio),
+          output_channels=m.width,
+      )
+  )
+  with torch.device('meta'):
+    network = transformers.SamModel(config)
+  file = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+  accept(spec, file)
+  listed = published.hf_sam(m, 0)
+  assert listed == {key: file[key] for key in listed}
+
+
 def test_full_size_file_of_sam2_masks():
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')

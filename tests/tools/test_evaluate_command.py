@@ -28,15 +28,6 @@ COUNT = 21
 SCORES = ('fid', 'sfid', 'inception_score', 'precision', 'recall')
 
 
-@pytest.fixture
-def small(monkeypatch):
-  """Puts a small network in the place of Inception."""
-  monkeypatch.setattr(spaces, 'inception_file', lambda source: None)
-  monkeypatch.setattr(
-      spaces, 'inception', lambda source, mesh: small_space.space()
-  )
-
-
 @pytest.fixture(scope='session')
 def inception_path(tmp_path_factory):
   """Random weights of the real network, in a file."""
