@@ -11,11 +11,9 @@ and of a step that reads stored features, an encoder in the step takes the share
 
 and the step runs at 1 / (t + s) instead of 1 / s images per second. Both are
 measured in one run. --all adds every other name of the table with the share
-that follows from the FLOPs alone. Where the whole step does not fit, as on a
-small CPU, --step=gradient leaves the optimiser out of s.
+that follows from the FLOPs alone.
 """
 
-import functools
 import statistics
 
 from absl import flags
@@ -27,6 +25,7 @@ from irepa_jax import cli
 from irepa_jax import distributed
 from irepa_jax import encoders
 from irepa_jax import errors
+from irepa_jax import host_memory
 from irepa_jax import sharding
 from irepa_jax.tools import benchmark
 
@@ -35,16 +34,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def benchmark_encoders(
-    config, *, images=8, repeats=5, step='whole', others=False
-):
+def benchmark_encoders(config, *, images=8, repeats=5, others=False):
   """Returns (seconds per image of the cached step, rows), rows as dicts.
 
   Args:
     config: of the step; its encoders are timed, at its image size and dtypes.
     images: in one call of an encoder.
     repeats: of every timed call, after the first.
-    step: 'whole', or 'gradient' without the optimiser.
     others: adds the names that are not timed, by their FLOPs.
   """
   mesh = sharding.make_mesh(
@@ -53,7 +49,7 @@ def benchmark_encoders(
   sharding.check_batch(images, mesh)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
-  step_s = STEPS[step](_cached(config), mesh, repeats) / config.batch_size
+  step_s = cached_step_s(_cached(config), mesh, repeats) / config.batch_size
   rows = []
   for encoder in built.encoders:
     seconds = encoder_s(encoder, mesh, images, repeats, fsdp=config.fsdp)
@@ -77,32 +73,11 @@ def encoder_s(encoder, mesh, images, repeats, *, fsdp=True):
   return benchmark.median_s(lambda: encode(params, x), repeats)
 
 
-def whole_step_s(config, mesh, repeats):
+def cached_step_s(config, mesh, repeats):
   """Returns the median seconds of a training step with stored features."""
   built = build.experiment(config, mesh)
   timed = benchmark.Ours(built, config, mesh)
   return statistics.median(timed.once() for _ in range(repeats))
-
-
-def gradient_s(config, mesh, repeats):
-  """Returns the median seconds of its forward and backward pass alone."""
-  built = build.experiment(config, mesh)
-  shapes = build.abstract(built, config, mesh)
-  ones = (1.0,) * built.model.channels
-  made = build.parts(built, config, ones, ones)
-  init = functools.partial(build.init_params, built)
-  split = sharding.of(shapes.state.params)
-  params = jax.jit(init, out_shardings=split)(jax.random.key(0))
-  batch = benchmark.random_batch(shapes.batch, config.num_classes)
-  targets = jax.jit(made.targets)(batch, ())
-  gradient = jax.jit(functools.partial(benchmark.loss_gradient, made))
-  key = jax.random.key(1)
-  return benchmark.median_s(
-      lambda: gradient(params, batch, targets, key), repeats
-  )
-
-
-STEPS = {'whole': whole_step_s, 'gradient': gradient_s}
 
 
 def _cached(config):
@@ -161,7 +136,6 @@ def define_flags():
   cli.define_config()
   flags.DEFINE_integer('images', 8, 'In a call of an encoder.', lower_bound=1)
   flags.DEFINE_integer('repeats', 5, 'Timed calls.', lower_bound=1)
-  flags.DEFINE_enum('step', 'whole', list(STEPS), 'What a step is.')
   flags.DEFINE_bool('all', False, 'Add all other encoders, by their FLOPs.')
 
 
@@ -172,14 +146,15 @@ def main(args):
     raise errors.UsageError(
         '--config=FILE with --config.encoder=NAME,... is required; see --help'
     )
+  host_memory.keep_freed()
   distributed.start()
   step_s, rows = benchmark_encoders(
-      v.config, images=v.images, repeats=v.repeats, step=v.step, others=v.all
+      v.config, images=v.images, repeats=v.repeats, others=v.all
   )
   kind = jax.devices()[0].device_kind
   print(
       f'{kind} x {jax.device_count()}, encoders in {v.config.encoder_dtype}. A'
-      f' {v.config.model} step ({v.step}, {v.config.dtype}, batch'
+      f' {v.config.model} step ({v.config.dtype}, batch'
       f' {v.config.batch_size}) with stored features:'
       f' {_rounded(1 / step_s)} img/s\n'
   )

@@ -115,7 +115,7 @@ def test_images_are_resized_as_pil_resizes_them(side):
   ])
   differ = np.abs(found - expected)
   print(f'{(differ > 0).mean():.1e} of the values differ')
-  assert differ.max() <= 1 and (differ > 0).mean() < 5e-4  # ties
+  assert differ.max() <= 1 and (differ > 0).mean() < 1e-3  # ties
 
 
 def test_any_encoder_gives_its_mean_token():
