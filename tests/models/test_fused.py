@@ -82,6 +82,27 @@ def test_bfloat16_rounds_once_at_the_end(case):
     np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=bound)
 
 
+def test_a_single_cpu_moves_the_left_matrix_of_a_kernels_gradient(monkeypatch):
+  x, kernel, bias = draw((2, 5, 7), (7, 3), (3,), dtype=jnp.bfloat16)
+  gradient = lambda kernel: jax.grad(
+      lambda kernel: jnp.sin(fused.linear(x, kernel, bias)).sum()
+  )(kernel)
+  several = jax.jit(gradient)(kernel)
+  moves = lambda platform: (
+      'LayoutConstraint'
+      in jax.jit(lambda k: gradient(k))
+      .trace(kernel)
+      .lower(lowering_platforms=(platform,))
+      .as_text()
+  )
+  assert not moves('cpu')  # of eight devices: it would gather x
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert moves('cpu') and not moves('tpu') and not moves('cuda')
+  alone = jax.jit(lambda k: gradient(k))(kernel)
+  bound = 2 * BF16_STEP * np.abs(np.float32(several)).max()
+  np.testing.assert_allclose(np.float32(alone), np.float32(several), atol=bound)
+
+
 def test_sums_over_tokens_do_not_stop_growing_in_bfloat16():
   # A bfloat16 sum of ones ends at 256, where 256 + 1 is 256 again.
   x = jnp.ones((1, 1024, 2), jnp.bfloat16)
