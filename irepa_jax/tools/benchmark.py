@@ -169,12 +169,12 @@ def alternate(ours, config, built, steps):
   fields += ('num_classes', 'align_depth')
   settings = {name: getattr(model, name) for name in fields}
   settings['target'] = built.encoders[0].width
-  theirs = benchmark_torch.Process(
+  with benchmark_torch.Process(
       settings, config.batch_size, dtype=config.dtype
-  )
-  for _ in range(3):  # compilation of the first shapes
-    theirs.once()
-  pairs = [(ours.once(), theirs.once()) for _ in range(steps)]
+  ) as theirs:
+    for _ in range(3):  # compilation of the first shapes
+      theirs.once()
+    pairs = [(ours.once(), theirs.once()) for _ in range(steps)]
   return dict(zip(('ours', 'torch'), zip(*pairs, strict=True), strict=True))
 
 

@@ -18,7 +18,7 @@ LR, CLIP, DECAY, GAMMA = 1e-4, 1.0, 0.9999, 0.6
 
 
 class Process:
-  """The step in a process of its own.
+  """The step in a process of its own; a context, at whose end it is gone.
 
   In one process the threads of the two runtimes and their memory would get
   into each other's way.
@@ -28,11 +28,18 @@ class Process:
     """Takes the arguments of make_step."""
     context = multiprocessing.get_context('spawn')
     self._pipe, other_end = context.Pipe()
-    process = context.Process(
+    self._process = context.Process(
         target=_serve, args=(other_end, args, settings), daemon=True
     )
-    process.start()
+    self._process.start()
     other_end.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._process.terminate()
+    self._process.join()
 
   def once(self):
     """Returns the seconds of one step."""
