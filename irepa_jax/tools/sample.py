@@ -63,6 +63,7 @@ def sample(
   mesh = sharding.make_mesh()
   loaded = load(run, mesh, ema=ema, step=step)
   told = described(run, loaded)
+  out = str(out).removesuffix('.npz')
   out = out or f'{run.workdir}/samples/{told["step"]:07d}-{count}'
   done = fill(
       f'{out}.parts',

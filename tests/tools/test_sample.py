@@ -73,7 +73,7 @@ def test_devices_do_not_matter(run_directory, tmp_path, devices):
   subprocess.run(
       [
           sys.executable, '-c', DEVICES.format(devices=devices),
-          f'--workdir={run_directory}', f'--out={tmp_path / "there"}',
+          f'--workdir={run_directory}', f'--out={tmp_path / "there.npz"}',
           f'--count={COUNT}', '--batch_size=16',
       ],
       check=True,
