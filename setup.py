@@ -58,7 +58,7 @@ setuptools.setup(
     description='Representation alignment for diffusion transformers in JAX',
     long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(),
     long_description_content_type='text/markdown',
-    packages=setuptools.find_packages(include=['irepa_jax', 'irepa_jax.*']),
+    packages=setuptools.find_packages(include=['configs', 'irepa_jax', 'irepa_jax.*']),
     package_data={'irepa_jax': ['**/*.csv', '**/*.json', '**/*.txtpb']},
     python_requires='>=3.11',
     install_requires=BASE,

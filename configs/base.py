@@ -5,7 +5,135 @@ An experiment file is the difference to this one. The part behind the colon of
 `--config.field=value` overrides any field and always wins.
 """
 
+from typing import Any
+from typing import NamedTuple
+
 import ml_collections
+
+
+class Field(NamedTuple):
+  """A field of an experiment: its default, meaning, and whether it may change.
+
+  free: a run that has a checkpoint may go on with another value, as it chooses
+  where and how the same numbers are computed, or what is told about them.
+  """
+
+  default: Any
+  meaning: str
+  free: bool
+
+
+def fixed(default, meaning=''):
+  """A field that decides the numbers of a run."""
+  return Field(default, meaning, free=False)
+
+
+def free(default, meaning=''):
+  """A field that may change when a run is continued."""
+  return Field(default, meaning, free=True)
+
+
+FIELDS = {
+    'preset': fixed('irepa', 'of alignment, below'),
+    'seed': fixed(0),
+
+    # Data: a folder written by irepa_jax.tools.prepare.
+    'data': free('data/imagenet256'),
+    'image_size': fixed(256, 'pixels'),
+    'num_classes': fixed(1000),
+    'autoencoder': fixed('sd-vae-ft-mse'),
+    'autoencoder_weights': free(
+        '', "path or hub id; '' is its published source"
+    ),
+    'flips': fixed(False, 'mirrored records, where the data set holds them'),
+    'batch_size': fixed(256, 'of the whole job, not of one device'),
+    'data_threads': free(16),
+    'prefetch': free(2, 'batches on the device ahead of the step'),
+    'skip_bad': free(False, 'replace damaged records instead of stopping'),
+    'verify_data': free(False, 'checksum every shard before the start'),
+
+    # Model.
+    'model': fixed('SiT-XL/2'),
+    'qk_norm': fixed(False),
+    'dtype': fixed('bfloat16', 'of matrix products; parameters are float32'),
+    'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
+    'scan_layers': free(True, 'compiles several times faster than unrolled'),
+    'remat': free('names', 'none, names (recompute cheap layers), full'),
+
+    # Alignment. Several encoders: 'dinov2-vit-b,hog-vit-g16_d128'.
+    'encoder': fixed('dinov2-vit-b'),
+    'encoder_weights': free('', 'path or hub id each, comma separated'),
+    'encoder_dtype': fixed('bfloat16'),
+    'encoder_scan': free(False, 'over layers: a large one compiles faster'),
+    'features': fixed('online', 'or cached: features written by prepare'),
+    'align_depth': fixed(8, 'the block, from 1, whose tokens are aligned'),
+    'align_coefficient': fixed(
+        '1.0', "one number, or one per encoder: '1,0.5'"
+    ),
+    'projector': fixed('conv', 'mlp, linear, conv'),
+    'projector_kernel': fixed(3, 'of conv: 1, 3, 5, 7'),
+    'projector_hidden': fixed(2048, 'of mlp'),
+    'spatial_norm': fixed(True),
+    'gamma': fixed(0.6, 'share of the mean that spatial_norm takes away'),
+
+    # Diffusion. t = 0 is data, t = 1 is noise.
+    'path': fixed('linear', 'or cosine'),
+    'prediction': fixed('v', 'what the network returns: v, x, eps'),
+    'time': fixed('uniform', 'lognormal, logit_normal'),
+    'time_mean': fixed(0.0, 'of logit_normal'),
+    'time_std': fixed(1.0),
+    'label_dropout': fixed(0.1),
+
+    # Optimiser: AdamW after clipping the global norm.
+    'steps': free(400_000),
+    'lr': fixed(1e-4),
+    'warmup_steps': fixed(0, 'linear, then constant'),
+    'betas': fixed((0.9, 0.999)),
+    'adam_eps': fixed(1e-8),
+    'weight_decay': fixed(0.0),
+    'clip': fixed(1.0, '0 is off'),
+    'ema': fixed((0.9999,), 'decays; the first is sampled from'),
+    'accumulate': free(1, 'microbatches per step'),
+    'max_skipped': free(10, 'consecutive steps with NaN before the run stops'),
+
+    # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
+    'mesh_data': free(-1, '-1: all the rest'),
+    'mesh_model': free(1),
+    'fsdp': free(True, "split parameters and optimiser over 'data' as well"),
+    'allow_subset': free(False, 'leave devices idle when the mesh is smaller'),
+
+    # The run directory.
+    'log_every': free(100, 'steps'),
+    'checkpoint_every': free(5_000),
+    'keep': free(3, 'newest checkpoints'),
+    'keep_every': free(100_000, 'and every such step for ever; 0 is none'),
+    'max_failed_saves': free(3),
+    'resume': free('auto', 'force: take over a run of another config'),
+    'wandb': free('', 'project name'),
+    'profile_steps': free(0, 'steps in the trace, starting at the tenth'),
+    'watchdog_s': free(1800, 'end a hung process with a stack; 0 is off'),
+
+    # Sampling: the grids of a run and the defaults of tools.sample.
+    'sample_every': free(10_000),
+    'sample_count': free(64),
+    'sampler': free('euler_maruyama', 'euler, heun'),
+    'sample_steps': free(250),
+    'guidance': free(1.0, 'scale; 1 is none'),
+    'guidance_low': free(0.0, 'guided where low <= t <= high'),
+    'guidance_high': free(1.0),
+    'labels': free('random', 'or balanced'),
+    'quantise': free('truncate', 'as released; or round'),
+
+    # Scores in flight, of images from the first average: 0 is off. `digits`
+    # judges the quickstart; `fid` gives FID, sFID, Inception Score and, where the
+    # reference has images, precision, recall and KID.
+    'eval_every': free(0),
+    'eval_count': free(500, 'images; FIDs compare only at the same count'),
+    'eval_final_count': free(0, 'images at the last step; 0 is eval_count'),
+    'evaluator': free(''),
+    'eval_reference': free('', 'of fid: npz of ADM, folder, prepared data set'),
+    'eval_inception': free('', "path or hub id; '' is the published file"),
+}
 
 # Alignment presets. Where the paper and its released trainer differ, `irepa`
 # is the paper and `irepa_released` is what the released command computes.
@@ -33,103 +161,9 @@ ALIGNMENT = {
 
 def get_config(preset='irepa'):
   """Returns the fields of SiT-XL/2 at 256 pixels with an alignment preset."""
-  config = ml_collections.ConfigDict()
-  config.preset = preset
-  config.seed = 0
-
-  # Data: a folder written by irepa_jax.tools.prepare.
-  config.data = 'data/imagenet256'
-  config.image_size = 256  # pixels
-  config.num_classes = 1000
-  config.autoencoder = 'sd-vae-ft-mse'
-  config.autoencoder_weights = ''  # path or hub id; '' is its published source
-  config.flips = False  # mirrored records, where the data set holds them
-  config.batch_size = 256  # of the whole job, not of one device
-  config.data_threads = 16
-  config.prefetch = 2  # batches on the device ahead of the step
-  config.skip_bad = False  # replace damaged records instead of stopping
-  config.verify_data = False  # checksum every shard before the start
-
-  # Model.
-  config.model = 'SiT-XL/2'
-  config.qk_norm = False
-  config.dtype = 'bfloat16'  # of matrix products; parameters are float32
-  config.attention = 'xla'  # or cudnn: flash attention of Hopper and Ampere
-  config.scan_layers = True  # compiles several times faster than unrolled
-  config.remat = 'names'  # none, names (recompute cheap layers), full
-
-  # Alignment. Several encoders: 'dinov2-vit-b,hog-vit-g16_d128'.
-  config.encoder = 'dinov2-vit-b'
-  config.encoder_weights = ''  # path or hub id each, comma separated
-  config.encoder_dtype = 'bfloat16'
-  config.encoder_scan = False  # over layers: a large one compiles faster
-  config.features = 'online'  # or cached: features written by prepare
-  config.align_depth = 8  # the block, from 1, whose tokens are aligned
-  config.align_coefficient = '1.0'  # one number, or one per encoder: '1,0.5'
-  config.projector = 'conv'  # mlp, linear, conv
-  config.projector_kernel = 3  # of conv: 1, 3, 5, 7
-  config.projector_hidden = 2048  # of mlp
-  config.spatial_norm = True
-  config.gamma = 0.6  # share of the mean that spatial_norm takes away
-
-  # Diffusion. t = 0 is data, t = 1 is noise.
-  config.path = 'linear'  # or cosine
-  config.prediction = 'v'  # what the network returns: v, x, eps
-  config.time = 'uniform'  # lognormal, logit_normal
-  config.time_mean = 0.0  # of logit_normal
-  config.time_std = 1.0
-  config.label_dropout = 0.1
-
-  # Optimiser: AdamW after clipping the global norm.
-  config.steps = 400_000
-  config.lr = 1e-4
-  config.warmup_steps = 0  # linear, then constant
-  config.betas = (0.9, 0.999)
-  config.adam_eps = 1e-8
-  config.weight_decay = 0.0
-  config.clip = 1.0  # 0 is off
-  config.ema = (0.9999,)  # decays; the first is sampled from
-  config.accumulate = 1  # microbatches per step
-  config.max_skipped = 10  # consecutive steps with NaN before the run stops
-
-  # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
-  config.mesh_data = -1  # -1: all the rest
-  config.mesh_model = 1
-  config.fsdp = True  # split parameters and optimiser over 'data' as well
-  config.allow_subset = False  # leave devices idle when the mesh is smaller
-
-  # The run directory.
-  config.log_every = 100  # steps
-  config.checkpoint_every = 5_000
-  config.keep = 3  # newest checkpoints
-  config.keep_every = 100_000  # and every such step for ever; 0 is none
-  config.max_failed_saves = 3
-  config.resume = 'auto'  # force: take over a run of another config
-  config.wandb = ''  # project name
-  config.profile_steps = 0  # steps in the trace, starting at the tenth
-  config.watchdog_s = 1800  # end a hung process with a stack; 0 is off
-
-  # Sampling: the grids of a run and the defaults of tools.sample.
-  config.sample_every = 10_000
-  config.sample_count = 64
-  config.sampler = 'euler_maruyama'  # euler, heun
-  config.sample_steps = 250
-  config.guidance = 1.0  # scale; 1 is none
-  config.guidance_low = 0.0  # guided where low <= t <= high
-  config.guidance_high = 1.0
-  config.labels = 'random'  # or balanced
-  config.quantise = 'truncate'  # as released; or round
-
-  # Scores in flight, of images from the first average: 0 is off. `digits`
-  # judges the quickstart; `fid` gives FID, sFID, Inception Score and, where the
-  # reference has images, precision, recall and KID.
-  config.eval_every = 0
-  config.eval_count = 500  # images; FIDs compare only at the same count
-  config.eval_final_count = 0  # images at the last step; 0 is eval_count
-  config.evaluator = ''
-  config.eval_reference = ''  # of fid: npz of ADM, folder, prepared data set
-  config.eval_inception = ''  # path or hub id; '' is the published file
   if preset not in ALIGNMENT:
     raise ValueError(f'alignment preset {preset!r}: one of {list(ALIGNMENT)}')
+  config = ml_collections.ConfigDict({k: f.default for k, f in FIELDS.items()})
+  config.preset = preset
   config.update(ALIGNMENT[preset])
   return config

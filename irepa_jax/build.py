@@ -17,11 +17,11 @@ from irepa_jax import check
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import sharding
 from irepa_jax.data import latents
 from irepa_jax.diffusion import objectives
 from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
@@ -175,31 +175,6 @@ def network(built: Experiment, params):
   return lambda x, t, y: built.model.apply({'params': params['model']}, x, t, y)
 
 
-def init_params(built: Experiment, key):
-  """Returns {'model', 'projector'}, float32; jit it with out_shardings."""
-  k_model, k_projector = jax.random.split(key)
-  params = {'model': _init(built.model, k_model), 'projector': {}}
-  if built.projector:
-    params['projector'] = _init(built.projector, k_projector)
-  return params
-
-
-def init_state(built: Experiment, config, key):
-  """Returns the state before the first step."""
-  params = init_params(built, key)
-  return states.create(params, built.optimizer, tuple(config.ema))
-
-
-def keys(config):
-  """Returns (key of the initialisation, key of the training steps)."""
-  return jax.random.split(jax.random.key(config.seed))
-
-
-def _init(module, key):
-  inputs = [jnp.zeros(s.shape, s.dtype) for s in module.example_inputs()]
-  return module.init(key, *inputs)['params']
-
-
 def _latents(batch, frozen, key, *, bias, scale):
   del frozen
   moments = batch['moments'].astype(jnp.float32)
@@ -232,104 +207,6 @@ def _align(built, coefficients, params, tokens, targets):
     return jnp.zeros(())
   projected = built.projector.apply({'params': params['projector']}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
-
-
-class Shapes(NamedTuple):
-  """The arrays of a training step as shapes that carry their shardings."""
-
-  state: states.TrainState
-  batch: Any
-  frozen: Any
-  key: Any
-
-
-def abstract(built: Experiment, config, mesh) -> Shapes:
-  """Returns the arguments of the training step without making any array."""
-  init = functools.partial(init_state, built, config)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(init, key)
-  frozen = frozen_shapes(built, config)
-  split = functools.partial(
-      sharding.tree_shardings, mesh=mesh, fsdp=config.fsdp
-  )
-  batch = batch_shapes(built, config)
-  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
-  return Shapes(
-      sharding.placed(state, split(state)),
-      sharding.placed(batch, rows),
-      sharding.placed(frozen, split(frozen)),
-      sharding.placed(key, sharding.replicated(mesh)),
-  )
-
-
-def frozen_shapes(built: Experiment, config):
-  """Returns the weights of the encoders that run in the step, as shapes."""
-  if config.features == 'cached':
-    return ()
-  return tuple(
-      jax.eval_shape(encoder.init, jax.random.key(0))
-      for encoder in built.encoders
-  )
-
-
-def batch_shapes(built: Experiment, config):
-  """Returns the arrays of a global batch, as shapes."""
-  rows, size = config.batch_size, built.model.size
-  moments = (rows, size, size, 2 * built.model.channels)
-  shapes = {
-      'label': jax.ShapeDtypeStruct((rows,), jnp.int32),
-      'moments': jax.ShapeDtypeStruct(moments, jnp.float16),
-  }
-  if config.features == 'cached':
-    shapes['features'] = tuple(
-        jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
-        for e in built.encoders
-    )
-  elif built.encoders:
-    image = (rows, config.image_size, config.image_size, 3)
-    shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
-  return shapes
-
-
-def feature_shape(encoder):
-  """Returns (tokens, channels) of an encoder."""
-  return encoder.grid[0] * encoder.grid[1], encoder.width
-
-
-def jit_step(built: Experiment, config, mesh, manifest):
-  """Returns the jitted step(state, batch, frozen, key); it donates the state.
-
-  manifest: has bias and scale per channel of x = (z - bias) * scale.
-  """
-  made = parts(built, config, manifest.bias, manifest.scale)
-  step = steps.make_step(made, accumulate=config.accumulate)
-  state = abstract(built, config, mesh).state
-  return jax.jit(
-      step,
-      donate_argnums=0,
-      out_shardings=(sharding.of(state), sharding.replicated(mesh)),
-  )
-
-
-def new_state(built: Experiment, config, shapes, key):
-  """Makes the state before the first step, born with its shardings."""
-  init = functools.partial(init_state, built, config)
-  return jax.jit(init, out_shardings=sharding.of(shapes))(key)
-
-
-def load_encoders(built: Experiment, config, mesh):
-  """Reads the weights of the encoders that run in the step, sharded."""
-  shapes = frozen_shapes(built, config)
-  sources = config.encoder_weights.split(',') if config.encoder_weights else []
-  sources = sources or [None] * len(shapes)
-  loaded = tuple(
-      encoder.load(source or None)
-      for encoder, source, _ in zip(
-          built.encoders, sources, shapes, strict=True
-      )
-  )
-  split = sharding.tree_shardings(shapes, mesh, fsdp=config.fsdp)
-  return sharding.put(loaded, split)
 
 
 def make_sample(built: Experiment, config, bias, scale):
@@ -366,19 +243,6 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
       quantise=config.quantise,
       mesh=mesh,
   )
-
-
-def sampling_weights(built: Experiment, params, decoder):
-  """Returns the weights of make_sample, the model's cast once to its dtype."""
-  model = generate.cast(params['model'], built.model.dtype)
-  return {'model': model, 'decoder': decoder}
-
-
-def load_decoder(built: Experiment, config, mesh):
-  """Reads the weights of the autoencoder, whole on every device."""
-  params = built.autoencoder.load(config.autoencoder_weights or None)
-  whole = jax.tree.map(lambda _: sharding.replicated(mesh), params)
-  return sharding.put(params, whole)
 
 
 def train_flops(built: Experiment, config):

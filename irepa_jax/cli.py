@@ -16,6 +16,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from configs import base
 from irepa_jax import errors
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
@@ -105,41 +106,23 @@ def _flag_problem(text):
 
 
 def _default(key):
-  """Says where a field of the config gets its default."""
-  base = _base()
-  lines = pathlib.Path(base.__file__).read_text().splitlines() if base else []
-  for number, line in enumerate(lines, 1):
-    if line.strip().startswith(f'config.{key} ='):
-      return f'; its default is in configs/base.py:{number}: {line.strip()}'
-  return ''
-
-
-def _base():
-  """Returns configs.base, which lists every field; None away from it."""
-  try:
-    from configs import base
-  except ImportError:
-    return None
-  return base
+  """Says what a field of the config is, and its default."""
+  if key not in base.FIELDS:
+    return ''
+  field = base.FIELDS[key]
+  about = f' ({field.meaning})' if field.meaning else ''
+  return f'; its default in configs/base.py is {field.default!r}{about}'
 
 
 def _unknown_key(error, argv):
   """Names the mistyped override and the nearest field of the config."""
-  known = _config_fields(argv)
+  known = sorted(base.FIELDS) if _config_name(argv) else []
   given = re.findall(r'--?config\.([\w.]+)', ' '.join(argv))
   wrong = [name for name in given if name not in known]
   name = wrong[0] if wrong else str(error).strip('"\'')
   near = difflib.get_close_matches(name, known, n=1)
   hint = f' (did you mean {near[0]!r}?)' if near else f'; fields: {known}'
   return f'unknown config key {name!r}{hint}'
-
-
-def _config_fields(argv):
-  """Lists the fields of the config file named on the command line."""
-  base = _base()
-  if _config_name(argv) is None or base is None:
-    return []
-  return sorted(base.get_config().keys())
 
 
 def _config_name(argv):

@@ -11,10 +11,11 @@ again), 2 for a usage error, 3 for the data or weights, 4 for a checkpoint.
 
 from absl import flags
 
+from configs import base
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import errors
-from irepa_jax import host_memory
+from irepa_jax.distributed import host_memory
+from irepa_jax.distributed import start
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -23,7 +24,11 @@ WORKDIR = flags.DEFINE_string(
 CHECK = flags.DEFINE_bool(
     'check', False, 'Only check the configuration, data, weights and devices.'
 )
-PRINT = flags.DEFINE_bool('print_config', False, 'Print every field and stop.')
+PRINT = flags.DEFINE_bool('print_config',
+    False,
+    'Print every field, whether a run that is continued may change it (free) or'
+    ' not (fixed), and stop.',
+)
 
 
 def main(args):
@@ -35,18 +40,28 @@ def main(args):
         '--config is required, for example --config=configs/quickstart.py'
     )
   if PRINT.value:
-    for name, value in sorted(CONFIG.value.items()):
-      print(f'{name} = {value!r}')
+    print('\n'.join(map(_described, sorted(CONFIG.value.items()))))
     return 0
   if not WORKDIR.value:
     raise errors.UsageError(
         '--workdir is required for training (checkpoints, metrics)'
     )
   host_memory.keep_freed()
-  distributed.start()
-  from irepa_jax import trainer  # after jax.distributed: it imports jax users
+  start.join()
+  from irepa_jax.jobs import (
+    train,  # after jax.distributed: it imports jax users
+  )
 
-  return trainer.run(CONFIG.value, WORKDIR.value, check_only=CHECK.value)
+  return train.run(CONFIG.value, WORKDIR.value, check_only=CHECK.value)
+
+
+def _described(item):
+  """Returns one field as text, with its meaning and whether it may change."""
+  name, value = item
+  field = base.FIELDS.get(name) or base.fixed(value, 'not of configs/base.py')
+  text = f'{name} = {value!r}'
+  about = f'{"free" if field.free else "fixed"}; {field.meaning}'
+  return f'{text:40} # {about.rstrip("; ")}'
 
 
 if __name__ == '__main__':

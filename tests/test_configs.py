@@ -16,6 +16,7 @@ import pytest
 from configs import base
 from irepa_jax import build
 from irepa_jax import check
+from irepa_jax.jobs import setup
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem[0] != '_')
@@ -97,7 +98,7 @@ def state_of(name, preset):
   config = get(name, preset)
   built = build.experiment(config)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(lambda k: build.init_state(built, config, k), key)
+  return jax.eval_shape(lambda k: setup.init_state(built, config, k), key)
 
 
 @pytest.mark.parametrize('preset', PRESETS)

@@ -8,7 +8,7 @@ against iREPA is too close to call at this size.
 import json
 
 from configs import quickstart
-from irepa_jax import trainer
+from irepa_jax.jobs import train
 
 
 def accuracy(preset, workdir):
@@ -17,7 +17,7 @@ def accuracy(preset, workdir):
       steps=700, eval_every=700, sample_every=0, checkpoint_every=700,
       mesh_data=1, allow_subset=True,
   )  # fmt: skip
-  assert trainer.run(config, str(workdir)) == 0
+  assert train.run(config, str(workdir)) == 0
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   scores = [json.loads(line) for line in lines if 'eval/accuracy' in line]
   assert [s['step'] for s in scores] == [700]

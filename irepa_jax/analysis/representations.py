@@ -14,11 +14,11 @@ import numpy as np
 
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import sharding
-from irepa_jax import weights
 from irepa_jax.analysis import measure
 from irepa_jax.analysis import spatial
 from irepa_jax.diffusion import paths
+from irepa_jax.distributed import sharding
+from irepa_jax.weights import files
 
 RANDOM = 'random'
 TORCH = ('.pt', '.pth')
@@ -130,7 +130,7 @@ def _open_tokens(path):
     raise errors.UsageError(
         f'tokens {path}: a .npy file, or a tensor saved by torch as .pt'
     )
-  tokens = weights.read(path)
+  tokens = files.read(path)
   if not isinstance(tokens, np.ndarray):
     raise errors.DataError(f'{path} holds {type(tokens).__name__}, no tensor')
   return tokens

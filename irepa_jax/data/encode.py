@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from irepa_jax import sharding
 from irepa_jax.data import records
+from irepa_jax.distributed import sharding
 
 PRECISION = 'high'
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import errors
-from irepa_jax import sharding
-from irepa_jax import weights
+from irepa_jax.distributed import sharding
 from irepa_jax.encoders import pixels
 from irepa_jax.encoders import spec as specs
 from irepa_jax.encoders import unpack
 from irepa_jax.encoders import zoo
+from irepa_jax.weights import files
 
 MATRICES = re.compile(r'(^|/)blocks_\d+/.*kernel$')
 
@@ -78,9 +78,9 @@ class Encoder:
     if not self.spec.layouts:
       return {}
     file = None if source else self.spec.file
-    path = weights.fetch(source or self.spec.source, file)
+    path = files.fetch(source or self.spec.source, file)
     try:
-      return self.from_torch(weights.read(path))
+      return self.from_torch(files.read(path))
     except errors.DataError as error:
       raise errors.DataError(f'{self.name}: {error}') from None
 

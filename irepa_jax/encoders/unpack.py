@@ -10,11 +10,11 @@ import re
 
 import numpy as np
 
-from irepa_jax import convert
 from irepa_jax import errors
 from irepa_jax.encoders import layouts
 from irepa_jax.encoders import positions
 from irepa_jax.encoders import rotary
+from irepa_jax.weights import convert
 
 SHOWN = 3  # keys named in an error
 TABLE = 'pos_embed'

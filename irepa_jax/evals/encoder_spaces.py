@@ -22,9 +22,9 @@ import numpy as np
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import resize
-from irepa_jax import weights
 from irepa_jax.encoders import pixels
 from irepa_jax.evals import spaces
+from irepa_jax.weights import files
 
 DINOV2 = 'dinov2-vit-l'
 CLIP = 'clip-vit-L'
@@ -150,7 +150,7 @@ def pil_bicubic(images, side):
 
 def projection(path):
   """Reads the projection of CLIP's image part, [width embedding]."""
-  tensors = weights.read(path)
+  tensors = files.read(path)
   for key, as_is in PROJECTIONS.items():
     if key in tensors:
       matrix = np.asarray(tensors[key], np.float32)
@@ -166,11 +166,11 @@ def _fetch(network, source):
   spec = network.spec
   if not spec.layouts:
     return None
-  return weights.fetch(source or spec.source, None if source else spec.file)
+  return files.fetch(source or spec.source, None if source else spec.file)
 
 
 def _space(name, path, resolution, features, params, mesh):
-  sha256 = weights.sha256(path) if path else ''
+  sha256 = files.sha256(path) if path else ''
   extract = functools.partial(
       spaces.by_chunks(features, mesh), spaces.place(params, mesh)
   )

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import sharding
+from irepa_jax.distributed import sharding
 
 NOBODY = -1  # the number of a row that only fills a batch
 

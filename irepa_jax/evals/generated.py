@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irepa_jax import sharding
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import statistics
 
 

@@ -19,7 +19,7 @@ from etils import epath
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import processes
+from irepa_jax.distributed import processes
 from irepa_jax.evals import generate
 
 SETTINGS = 'settings.json'

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import errors
-from irepa_jax import sharding
-from irepa_jax import weights
+from irepa_jax.distributed import sharding
 from irepa_jax.models import inception as networks
 from irepa_jax.models import inception_weights
+from irepa_jax.weights import files
 
 INCEPTION = 'inception'
 CHUNK = 32  # images at a time on one device
@@ -57,7 +57,7 @@ def inception(source=None, *, mesh=None) -> Space:
   params = place(inception_weights.load(path), mesh)
   return Space(
       INCEPTION,
-      weights.sha256(path),
+      files.sha256(path),
       None,
       functools.partial(by_chunks(_inception_features, mesh), params),
   )

@@ -24,9 +24,9 @@ import numpy as np
 import tqdm
 
 from irepa_jax import errors
-from irepa_jax import processes
-from irepa_jax import sharding
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import processes
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import image_sets
 from irepa_jax.evals import parts
 from irepa_jax.evals import scores

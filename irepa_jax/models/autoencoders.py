@@ -12,11 +12,11 @@ import difflib
 import flax.linen as nn
 import jax.numpy as jnp
 
-from irepa_jax import convert
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.models import haar
 from irepa_jax.models import vae
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Autoencoder:
     """Returns the local weight file of a path or hub id; default: its own."""
     if self.source is None:
       raise errors.UsageError(f'{self.name} has no weights; got {source!r}')
-    return weights.fetch(source or self.source, self.filename)
+    return files.fetch(source or self.source, self.filename)
 
   def load(self, source=None):
     """Reads parameters from a path or hub id; default: its own."""
     if self.source is None and not source:
       return {}
-    return self.from_torch(weights.read(self.fetch(source)))
+    return self.from_torch(files.read(self.fetch(source)))
 
   def encode(self, params, images):
     """Maps uint8 images [b H W 3] to moments [b h w 2c], float32."""
@@ -137,6 +137,6 @@ def create(name, **overrides):
 
 def read_statistics(path):
   """Returns (bias, scale) per channel from an official latents-stats file."""
-  entries = weights.read(path)
+  entries = files.read(path)
   read = lambda key: tuple(float(value) for value in entries[key].ravel())
   return read('latents_bias'), read('latents_scale')

@@ -12,11 +12,11 @@ import os
 import pathlib
 import urllib.request
 
-from irepa_jax import convert
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.models import graphdef
 from irepa_jax.models import inception
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 PUBLISHED = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -38,12 +38,12 @@ def load(source=None):
   path = fetch(source)
   if path.suffix == '.pb':
     return from_torch(from_graph(graphdef.read_constants(path)))
-  return from_torch(weights.read(path))
+  return from_torch(files.read(path))
 
 
 def fetch(source=None):
   """Returns the local weight file; the published one is downloaded once."""
-  return weights.fetch(source) if source else _download(PUBLISHED)
+  return files.fetch(source) if source else _download(PUBLISHED)
 
 
 def from_torch(state_dict):

@@ -25,8 +25,6 @@ from absl import flags
 
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax import saved_run
-from irepa_jax import sharding
 from irepa_jax.analysis import correlation
 from irepa_jax.analysis import figures
 from irepa_jax.analysis import inputs
@@ -34,8 +32,10 @@ from irepa_jax.analysis import monitor as monitors
 from irepa_jax.analysis import report
 from irepa_jax.analysis import representations
 from irepa_jax.analysis import survey
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import run_tokens
+from irepa_jax.jobs import saved_run
 from irepa_jax.tools import analyze_options as options
-from irepa_jax.tools import run_tokens
 
 # Of the published points: REPA on SiT-XL/2 at 100k, as in the paper's figure.
 PAPER_FIGURE = (

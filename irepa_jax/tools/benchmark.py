@@ -27,11 +27,12 @@ import numpy as np
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import errors
-from irepa_jax import host_memory
-from irepa_jax import sharding
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import host_memory
+from irepa_jax.distributed import sharding
+from irepa_jax.distributed import start
+from irepa_jax.jobs import setup
 from irepa_jax.train import step as training
 
 SIDES = {'cpu': 1024}  # of the measured matrix product; elsewhere:
@@ -74,14 +75,14 @@ class Ours:
 
   def __init__(self, built, config, mesh):
     self._built, self._config, self._mesh = built, config, mesh
-    shapes = build.abstract(built, config, mesh)
-    k_init, self._key = build.keys(config)
-    self._state = build.new_state(built, config, shapes.state, k_init)
+    shapes = setup.abstract(built, config, mesh)
+    k_init, self._key = setup.keys(config)
+    self._state = setup.new_state(built, config, shapes.state, k_init)
     self._batch = random_batch(shapes.batch, config.num_classes)
     self._frozen = frozen_weights(built, config, shapes.frozen, k_init)
     ones = (1.0,) * built.model.channels
     self._statistics = Statistics((0.0,) * len(ones), ones)
-    step = build.jit_step(built, config, mesh, self._statistics)
+    step = setup.jit_step(built, config, mesh, self._statistics)
     start = time.perf_counter()
     self._step = step.lower(
         self._state, self._batch, self._frozen, self._key
@@ -262,7 +263,7 @@ def main(args):
   if args[1:] or v.config is None:
     raise errors.UsageError('--config=FILE is required; see --help')
   host_memory.keep_freed()
-  distributed.start()
+  start.join()
   figures = benchmark(v.config, steps=v.steps, against=v.against)
   print(json.dumps(figures, indent=2))
   return 0

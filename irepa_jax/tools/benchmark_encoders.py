@@ -22,11 +22,11 @@ import numpy as np
 
 from irepa_jax import build
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import host_memory
-from irepa_jax import sharding
+from irepa_jax.distributed import host_memory
+from irepa_jax.distributed import sharding
+from irepa_jax.distributed import start
 from irepa_jax.tools import benchmark
 
 COLUMNS = (
@@ -147,7 +147,7 @@ def main(args):
         '--config=FILE with --config.encoder=NAME,... is required; see --help'
     )
   host_memory.keep_freed()
-  distributed.start()
+  start.join()
   step_s, rows = benchmark_encoders(
       v.config, images=v.images, repeats=v.repeats, others=v.all
   )

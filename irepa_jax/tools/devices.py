@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from irepa_jax import cli
-from irepa_jax import distributed
+from irepa_jax.distributed import processes
+from irepa_jax.distributed import start
 
 
 def main(args):
   del args
-  distributed.start()
-  distributed.agree({})
+  start.join()
+  processes.agree({})
   local = jax.local_devices()
   total, expected = device_sum(), len(jax.devices())
   right = total == expected * (expected - 1) / 2

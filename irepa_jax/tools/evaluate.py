@@ -19,14 +19,14 @@ from absl import flags
 from etils import epath
 
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import errors
-from irepa_jax import evaluation
-from irepa_jax import preemption
-from irepa_jax import saved_run
+from irepa_jax.distributed import preemption
+from irepa_jax.distributed import start
 from irepa_jax.evals import image_sets
 from irepa_jax.evals import references
 from irepa_jax.evals import spaces
+from irepa_jax.jobs import evaluate
+from irepa_jax.jobs import saved_run
 from irepa_jax.tools import sample
 
 
@@ -62,14 +62,14 @@ def run_command(
     run = saved_run.open_(workdir, **settings or {})
   elif samples:
     images = image_sets.open_(samples)
-  judge = evaluation.open_judge(reference, side=_side(run, images), **judging)
+  judge = evaluate.open_judge(reference, side=_side(run, images), **judging)
   if write_reference:
-    evaluation.write_statistics(judge, write_reference)
+    evaluate.write_statistics(judge, write_reference)
   if images:
-    evaluation.of_images(judge, images, out)
+    evaluate.of_images(judge, images, out)
   elif run:
     loaded = sample.load(run, judge.mesh, ema=ema, step=step)
-    found = evaluation.of_run(judge, run, loaded, count=count, out=out)
+    found = evaluate.of_run(judge, run, loaded, count=count, out=out)
     if found is None:
       return preemption.EXIT_STATUS
   return 0
@@ -170,7 +170,7 @@ def main(args):
   if args[1:]:
     raise errors.UsageError(f'unknown argument {args[1]!r}; see --help')
   values = flags.FLAGS.flag_values_dict()
-  distributed.start()
+  start.join()
   names = sample.SETTINGS
   settings = {k: values[k] for k in names if values[k] is not None}
   if settings and not values['workdir']:

@@ -29,7 +29,8 @@ import numpy as np
 from irepa_jax import build
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax import sharding
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import setup
 
 # Accelerator types that the compiler wants to read from its environment.
 TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
@@ -56,7 +57,7 @@ def plan(config, slice_name=''):
   )
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
-  shapes = build.abstract(built, config, mesh)
+  shapes = setup.abstract(built, config, mesh)
   report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
   report |= sizes(shapes)
   flops = build.train_flops(built, config)
@@ -137,7 +138,7 @@ def gib(tree):
 def compiled(built, config, mesh, shapes):
   """Compiles the training step; returns its memory and collectives."""
   ones = (1.0,) * built.model.channels
-  step = build.jit_step(built, config, mesh, Statistics(ones, ones))
+  step = setup.jit_step(built, config, mesh, Statistics(ones, ones))
   start = time.time()
   try:
     platform = mesh.devices.flat[0].platform

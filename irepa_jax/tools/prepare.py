@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import tqdm
 
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import encoders as zoo
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import weights as files
 from irepa_jax.data import encode
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import shards
 from irepa_jax.data import sources
 from irepa_jax.data import write
+from irepa_jax.distributed import start
 from irepa_jax.tools import prepare_options
+from irepa_jax.weights import files
 
 SMALL_SHARE = 0.01  # of images smaller than the crop, above which it is said
 UNITS = ((86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'))
@@ -332,7 +332,7 @@ def main(args):
   if args[1:]:
     raise errors.UsageError(f'unexpected argument {args[1]!r}; see --help')
   options = prepare_options.from_flags()
-  distributed.start()
+  start.join()
   prepare(flags.FLAGS.source, flags.FLAGS.out, **options)
 
 

@@ -22,13 +22,13 @@ import tqdm
 
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax import saved_run
-from irepa_jax import sharding
 from irepa_jax.analysis import inputs
 from irepa_jax.analysis import report
 from irepa_jax.analysis import representations
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import probe as probes
-from irepa_jax.tools import run_tokens
+from irepa_jax.jobs import run_tokens
+from irepa_jax.jobs import saved_run
 
 NO_LABEL = -1
 METHODS = ('ridge', *probes.OPTIMISERS)

@@ -19,17 +19,17 @@ from etils import epath
 import numpy as np
 import tqdm
 
-from irepa_jax import build
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import errors
-from irepa_jax import preemption
-from irepa_jax import processes
-from irepa_jax import saved_run
-from irepa_jax import sharding
+from irepa_jax.distributed import preemption
+from irepa_jax.distributed import processes
+from irepa_jax.distributed import sharding
+from irepa_jax.distributed import start
 from irepa_jax.evals import generate
 from irepa_jax.evals import parts
 from irepa_jax.evals import pictures
+from irepa_jax.jobs import saved_run
+from irepa_jax.jobs import setup
 
 
 def sample(
@@ -83,7 +83,7 @@ def sample(
 class Loaded(NamedTuple):
   """The weights of a run on a mesh.
 
-  params: of build.sampling_weights; meta: of the checkpoint; ema: which moving
+  params: of setup.sampling_weights; meta: of the checkpoint; ema: which moving
   average.
   """
 
@@ -96,7 +96,7 @@ def load(run, mesh, *, ema=0, step=None) -> Loaded:
   """Reads one average of a run and its autoencoder."""
   params, meta = saved_run.load(run, mesh, ema=ema, step=step)
   decoder = saved_run.load_decoder(run, mesh, meta)
-  return Loaded(build.sampling_weights(run.built, params, decoder), meta, ema)
+  return Loaded(setup.sampling_weights(run.built, params, decoder), meta, ema)
 
 
 def described(run, loaded):
@@ -196,7 +196,7 @@ def main(args):
   values = flags.FLAGS.flag_values_dict()
   if args[1:] or not values['workdir']:
     raise errors.UsageError('--workdir=RUN is required; see --help')
-  distributed.start()
+  start.join()
   options = {name: values[name] for name in OPTIONS}
   settings = {k: values[k] for k in SETTINGS if values[k] is not None}
   return sample(values['workdir'], **options, **settings)

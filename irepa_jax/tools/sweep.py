@@ -20,13 +20,13 @@ from absl import flags
 from etils import epath
 
 from irepa_jax import cli
-from irepa_jax import distributed
 from irepa_jax import errors
-from irepa_jax import evaluation
-from irepa_jax import preemption
-from irepa_jax import processes
-from irepa_jax import saved_run
-from irepa_jax.evals import evaluate as scored
+from irepa_jax.distributed import preemption
+from irepa_jax.distributed import processes
+from irepa_jax.distributed import start
+from irepa_jax.evals import judge as scored
+from irepa_jax.jobs import evaluate as evaluating
+from irepa_jax.jobs import saved_run
 from irepa_jax.tools import compare
 from irepa_jax.tools import evaluate
 from irepa_jax.tools import sample
@@ -163,7 +163,7 @@ class _Scorer:
           run, self._judge.mesh, ema=choice.ema, step=self._step
       )
       self._step = loaded.meta['step']  # also if newer ones are saved
-    found = evaluation.of_run(self._judge, run, loaded, count=count)
+    found = evaluating.of_run(self._judge, run, loaded, count=count)
     if found is None:
       return None
     return {k: v for k, v in found.items() if isinstance(v, float)}
@@ -309,7 +309,7 @@ def main(args):
         f'coarse_count {v.coarse_count} and count {v.count} are 2 or more,'
         f' finalists {v.finalists} 0 or more'
     )
-  distributed.start()
+  start.join()
   fixed = {k: v[k].value for k in FIXED if v[k].value is not None}
   run = saved_run.open_(v.workdir, **fixed)
   candidates = choices(
@@ -323,7 +323,7 @@ def main(args):
     saved_run.check_ema(run, choice.ema)
   judging = {name: v[name].value for name in evaluate.JUDGING}
   side = (run.config.image_size,) * 2
-  judge = evaluation.open_judge(v.reference, side=side, **judging)
+  judge = evaluating.open_judge(v.reference, side=side, **judging)
   rows = sweep(
       v.workdir,
       candidates,

@@ -18,25 +18,26 @@ from absl import flags
 import numpy as np
 
 from irepa_jax import build
-from irepa_jax import checkpoint
 from irepa_jax import cli
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import official
-from irepa_jax import rundir
-from irepa_jax import saved_run
-from irepa_jax import sharding
-from irepa_jax import trainer
-from irepa_jax import weights
+from irepa_jax.checkpoints import manager
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import official
+from irepa_jax.jobs import saved_run
+from irepa_jax.jobs import setup
+from irepa_jax.jobs import train
 from irepa_jax.models import autoencoders
+from irepa_jax.runs import directory
+from irepa_jax.weights import files
 
 SHOWN = 40  # keys of a section
 
 
 def show(file):
   """Prints the sections, keys, shapes and the hash of a path or hub id."""
-  path = weights.fetch(file)
-  content = weights.read(path)
+  path = files.fetch(file)
+  content = files.read(path)
   print(f'{path}: {path.stat().st_size:,} bytes, sha256 {weights.sha256(path)}')
   _show(content, '')
 
@@ -50,7 +51,7 @@ def import_(file, config, workdir, *, latent_statistics=''):
     workdir: new.
     latent_statistics: official file, where the autoencoder has none published.
   """
-  content = weights.read(weights.fetch(file))
+  content = files.read(files.fetch(file))
   mesh = sharding.make_mesh(allow_subset=True)
   built = build.experiment(config)
   if official.double_output(official.sections(content)[0]):
@@ -58,17 +59,17 @@ def import_(file, config, workdir, *, latent_statistics=''):
         model=built.model.clone(out_channels=2 * built.model.channels)
     )
   state, missing = official.to_state(built, config, content)
-  shapes = build.abstract(built, config, mesh).state
+  shapes = setup.abstract(built, config, mesh).state
   meta = _meta(config, built, latent_statistics)
   with contextlib.ExitStack() as stack:
     stack.enter_context(
-        rundir.open_(
+        directory.open_(
             workdir,
             config.to_dict(),
-            state_bytes=checkpoint.state_bytes(shapes),
+            state_bytes=manager.state_bytes(shapes),
         )
     )
-    saved = trainer.open_checkpoints(config, workdir)
+    saved = train.open_checkpoints(config, workdir)
     stack.callback(saved.close)
     step = int(state.step)
     saved.save(step, sharding.put(state, sharding.of(shapes)), meta)
@@ -94,9 +95,9 @@ def export(workdir, out, *, ema=0, step=None):
       args=json.loads(run.config.to_json()),
   )
   if str(out).endswith('.safetensors'):
-    weights.write_safetensors(out, content['ema'])
+    files.write_safetensors(out, content['ema'])
   else:
-    weights.write_torch(out, content)
+    files.write_torch(out, content)
   print(f'{out}: step {meta["step"]}, {len(content["ema"])} arrays')
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from irepa_jax import errors
-from irepa_jax import preemption
+from irepa_jax.distributed import preemption
 
 PROFILE_AFTER = 10  # steps, so that the trace holds no compilation
 # Steps handed to the devices ahead of the oldest unfinished one: enough to keep

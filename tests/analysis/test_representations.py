@@ -7,11 +7,11 @@ import pytest
 
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import sharding
-from irepa_jax import weights
 from irepa_jax.analysis import inputs
 from irepa_jax.analysis import representations
 from irepa_jax.diffusion import paths
+from irepa_jax.distributed import sharding
+from irepa_jax.weights import files
 
 
 def batch(index, size=16, label=-1):
@@ -51,7 +51,7 @@ def test_saved_tokens_are_rows_of_a_file(tmp_path, suffix):
   if suffix == '.npy':
     np.save(path, tokens)
   else:
-    weights.write_torch(path, tokens)
+    files.write_torch(path, tokens)
   name, load, count = representations.saved_tokens(path)
   representation = load()
   assert (name, count, representation.grid) == ('mine', 5, (3, 3))

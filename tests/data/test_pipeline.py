@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from irepa_jax import errors
-from irepa_jax import sharding
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import sharding
 
 COUNT = 50
 # Examples 0, 1, the first of epoch 1, and 10**12, of ImageNet with seed 0.

@@ -9,10 +9,10 @@ import pytest
 import tiny_sit
 
 from irepa_jax import alignment
-from irepa_jax import convert
 from irepa_jax.data import latents
 from irepa_jax.diffusion import objectives
 from irepa_jax.diffusion import paths
+from irepa_jax.weights import convert
 
 LOSSES = (
     'sit_loss_linear_uniform_conv',

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irepa_jax import convert
 from irepa_jax import models
 from irepa_jax.models import projector as projectors
+from irepa_jax.weights import convert
 
 
 def build(oracle):

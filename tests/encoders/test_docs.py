@@ -6,10 +6,10 @@ import re
 import jax
 import numpy as np
 
-from irepa_jax import convert
 from irepa_jax import encoders
-from irepa_jax import weights as files
 from irepa_jax.tools import weights
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'encoders.md'
 REPEAT = 'python -m irepa_jax.tools.weights encoder all --markdown'

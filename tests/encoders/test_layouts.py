@@ -11,10 +11,10 @@ import pytest
 
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.encoders import layouts
 from irepa_jax.encoders import unpack
 from irepa_jax.encoders import zoo
+from irepa_jax.weights import files
 
 HUGGING_FACE = {
     'dino-vit-b': 'hf_vit_dino',
@@ -198,8 +198,8 @@ def test_torch_and_safetensors_files(tmp_path):
   tensors = oracles.weights('enc_dino')
   encoder = encoders.create('dino-vit-b', **oracles.TINY)
   params = encoder.from_torch(tensors)
-  weights.write_torch(tmp_path / 'a.pth', tensors)
-  weights.write_safetensors(tmp_path / 'a.safetensors', tensors)
+  files.write_torch(tmp_path / 'a.pth', tensors)
+  files.write_safetensors(tmp_path / 'a.safetensors', tensors)
   same(encoder.load(tmp_path / 'a.pth'), params)
   same(encoder.load(tmp_path / 'a.safetensors'), params)
 
@@ -207,7 +207,7 @@ def test_torch_and_safetensors_files(tmp_path):
 def test_half_precision_files_are_widened(tmp_path):
   tensors = oracles.weights('enc_dino')
   half = {k: v.astype(np.float16) for k, v in tensors.items()}
-  weights.write_safetensors(tmp_path / 'a.safetensors', half)
+  files.write_safetensors(tmp_path / 'a.safetensors', half)
   encoder = encoders.create('dino-vit-b', **oracles.TINY)
   params = encoder.load(tmp_path / 'a.safetensors')
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))

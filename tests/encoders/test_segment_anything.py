@@ -7,9 +7,9 @@ import pytest
 
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.encoders import unpack
 from irepa_jax.encoders import zoo
+from irepa_jax.weights import files
 
 torch = pytest.importorskip('torch')
 segment_anything = pytest.importorskip('segment_anything')
@@ -79,7 +79,7 @@ def test_tokens_of_masks_of_sam2(saved, resolution, released):
 
 
 def test_a_key_left_over_is_named(saved):
-  file = weights.read(saved['sam2'][1] + '/model.safetensors')
+  file = files.read(saved['sam2'][1] + '/model.safetensors')
   keys = {key: file[key] for key in file}
   keys['mask_decoder.surprise'] = np.zeros(3)
   spec = zoo.find(MASKS)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax.encoders import pixels
 from irepa_jax.encoders import vit
 from irepa_jax.encoders import zoo
+from irepa_jax.weights import convert
 
 # A user's encoders, found as 'test_zoo:NAME'.
 SMALL_VIT = encoders.Spec(

@@ -9,8 +9,8 @@ import pytest
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import resize
-from irepa_jax import weights
 from irepa_jax.evals import encoder_spaces
+from irepa_jax.weights import files
 
 TINY = dict(depth=2, width=32, heads=2)
 TOLERANCE = 1e-4
@@ -30,7 +30,7 @@ def state_dict(name):
 
 
 def save(path, tensors):
-  weights.write_safetensors(path, tensors)
+  files.write_safetensors(path, tensors)
   return str(path)
 
 
@@ -67,7 +67,7 @@ def test_dinov2_equals_transformers(oracle, dinov2_file):
   space = encoder_spaces.dinov2(dinov2_file, **TINY)
   close(space.extract(images())['pool'], oracle['dinov2'])
   assert space.name == 'dinov2' and space.resolution is None
-  assert space.sha256 == weights.sha256(dinov2_file)
+  assert space.sha256 == files.sha256(dinov2_file)
 
 
 def test_dinov2_resizes_its_table_as_its_own_code(oracle):
@@ -127,7 +127,7 @@ def test_any_encoder_gives_its_mean_token():
 
 
 def test_images_may_be_split_over_devices(dinov2_file):
-  from irepa_jax import sharding
+  from irepa_jax.distributed import sharding
 
   mesh = sharding.make_mesh()
   rows = np.concatenate([images()] * 4)

@@ -11,8 +11,8 @@ import pytest
 
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import sharding
 from irepa_jax.diffusion import samplers
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 
 SHAPE = (4, 4, 2)
@@ -196,7 +196,7 @@ def test_two_processes_make_the_same_images():
   script = '''
   import hashlib
   import test_generate
-  from irepa_jax import sharding
+  from irepa_jax.distributed import sharding
   part = test_generate.images(mesh=sharding.make_mesh())
   digest = [hashlib.sha256(i.tobytes()).hexdigest() for i in part.images]
   result(digests=dict(zip(map(str, part.numbers), digest)))

@@ -7,9 +7,9 @@ import pytest
 import random_inception
 
 from irepa_jax import errors
-from irepa_jax import sharding
-from irepa_jax import weights
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import spaces
+from irepa_jax.weights import files
 
 WIDTHS = {'pool': 2048, 'spatial': 2023, 'logits': 1008}
 
@@ -18,10 +18,10 @@ def test_features_over_a_mesh_equal_those_of_the_golden(golden, tmp_path):
   oracle = golden('inception')
   path = tmp_path / 'inception.safetensors'
   tensors = random_inception.state_dict(oracle['meta']['shapes'])
-  weights.write_safetensors(path, tensors)
+  files.write_safetensors(path, tensors)
   mesh = sharding.make_mesh(4, allow_subset=True)
   space = spaces.inception(path, mesh=mesh)
-  assert space.sha256 == weights.sha256(path) and space.name == 'inception'
+  assert space.sha256 == files.sha256(path) and space.name == 'inception'
   image = np.repeat(random_inception.images()[0], 4, axis=0)
   rows = sharding.put(image, sharding.batch_sharding(mesh))
   found = jax.device_get(space.extract(rows))

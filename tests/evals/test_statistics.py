@@ -8,7 +8,7 @@ import pytest
 import small_space
 
 from irepa_jax import errors
-from irepa_jax import sharding
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import image_sets
 from irepa_jax.evals import references
 from irepa_jax.evals import statistics

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # one write: two processes that share a pipe would otherwise mix their words.
 JOB = """
   import os, sys, time
-  from irepa_jax import distributed, preemption
+  from irepa_jax.distributed import start, preemption
   distributed.start()
   import jax
   from irepa_jax.tools import devices

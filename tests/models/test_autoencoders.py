@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import weights
 from irepa_jax.models import autoencoders
 from irepa_jax.models import vae
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 TINY = {'width': 32, 'multipliers': (1, 1), 'blocks': 1}
 
@@ -87,9 +87,9 @@ def test_weights_are_read_from_a_file(tiny, tmp_path, suffix):
   tensors = convert.to_torch(model.module, params)
   if suffix == 'pt':
     foreign = {'loss.logvar': np.zeros((), np.float32)}
-    weights.write_torch(path, {'state_dict': tensors | foreign})
+    files.write_torch(path, {'state_dict': tensors | foreign})
   else:
-    weights.write_safetensors(path, tensors)
+    files.write_safetensors(path, tensors)
   loaded = model.load(str(path))
   jax.tree.map(np.testing.assert_array_equal, loaded, dict(params))
 
@@ -100,7 +100,7 @@ def test_official_statistics_are_read(tmp_path):
   shape = (1, 4, 1, 1)
   entries = {'latents_bias': bias, 'latents_scale': scale}
   entries = {k: v.reshape(shape).astype('float32') for k, v in entries.items()}
-  weights.write_torch(path, entries)
+  files.write_torch(path, entries)
   assert autoencoders.read_statistics(path) == (tuple(bias), tuple(scale))
 
 

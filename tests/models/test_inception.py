@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import random_inception
 
-from irepa_jax import convert
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.models import inception
 from irepa_jax.models import inception_weights
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 # Two float32 implementations, 94 convolutions deep; measured 2e-6 or less.
 TOLERANCE = 1e-5  # of the largest value of an output
@@ -208,7 +208,7 @@ def weight_file(state_dict, tmp_path_factory):
       for key in state_dict
       if key.endswith('running_var')
   }
-  weights.write_safetensors(path, state_dict | counters)
+  files.write_safetensors(path, state_dict | counters)
   return path
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax.models import layers
+from irepa_jax.weights import convert
 
 
 @pytest.mark.parametrize('case', ['48_4', '64_8', '768_16', '1152_16'])

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax.models import projector as projectors
+from irepa_jax.weights import convert
 
 KINDS = {'conv3': ('conv', 3), 'mlp': ('mlp', 3), 'linear': ('linear', 3)}
 FULL = {'conv_k1': ('conv', 1), 'conv_k3': ('conv', 3)} | KINDS

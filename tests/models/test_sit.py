@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.models import layers
 from irepa_jax.models import sit
 from irepa_jax.models import stack
+from irepa_jax.weights import convert
 
 NAMES = [f'SiT-{size}/{p}' for size in ('S', 'B', 'L', 'XL') for p in (2, 4, 8)]
 TOLERANCE = dict(atol=2e-5, rtol=1e-4)  # golden outputs are of size 3

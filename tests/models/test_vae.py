@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irepa_jax import convert
 from irepa_jax import errors
 from irepa_jax.models import vae
+from irepa_jax.weights import convert
 
 # Two float32 implementations of the same convolutions; values are of order 1.
 ATOL, RTOL = 5e-5, 1e-4

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart
-from irepa_jax import trainer
+from irepa_jax.jobs import train
 
 
 @pytest.fixture(scope='session')
@@ -14,5 +14,5 @@ def run_directory(tmp_path_factory):
       steps=2, log_every=1, checkpoint_every=1, eval_every=0, sample_every=0,
       sample_steps=3, ema=(0.5, 0.9), batch_size=16, watchdog_s=0,
   )  # fmt: skip
-  assert trainer.run(config, str(workdir)) == 0
+  assert train.run(config, str(workdir)) == 0
   return workdir

@@ -11,13 +11,13 @@ import pytest
 from configs import quickstart
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import saved_run
-from irepa_jax import sharding
-from irepa_jax import trainer
 from irepa_jax.analysis import inputs
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import run_tokens
+from irepa_jax.jobs import saved_run
+from irepa_jax.jobs import train
 from irepa_jax.tools import analyze as tool
 from irepa_jax.tools import analyze_options
-from irepa_jax.tools import run_tokens
 
 pytest.importorskip('matplotlib')
 HOG = 'hog-vit-g4_d128'
@@ -93,7 +93,7 @@ def run_directory(tmp_path_factory):
       steps=4, checkpoint_every=2, batch_size=8, sample_every=0, eval_every=0,
       watchdog_s=0, mesh_data=1, allow_subset=True,
   )  # fmt: skip
-  assert trainer.run(config, str(folder)) == 0
+  assert train.run(config, str(folder)) == 0
   return folder
 
 

@@ -15,14 +15,14 @@ import random_inception
 import small_space
 
 from irepa_jax import errors
-from irepa_jax import preemption
-from irepa_jax import weights
+from irepa_jax.distributed import preemption
 from irepa_jax.evals import parts
 from irepa_jax.evals import scores
 from irepa_jax.evals import spaces
 from irepa_jax.models import inception
 from irepa_jax.tools import evaluate
 from irepa_jax.tools import sample
+from irepa_jax.weights import files
 
 COUNT = 21
 SCORES = ('fid', 'sfid', 'inception_score', 'precision', 'recall')
@@ -33,7 +33,7 @@ def inception_path(tmp_path_factory):
   """Random weights of the real network, in a file."""
   path = tmp_path_factory.mktemp('inception') / 'inception.safetensors'
   shapes = golden_files.load('inception')['meta']['shapes']
-  weights.write_safetensors(path, random_inception.state_dict(shapes))
+  files.write_safetensors(path, random_inception.state_dict(shapes))
   return path
 
 
@@ -73,7 +73,7 @@ def test_the_network_of_fid_on_files_and_folders(inception_path, tmp_path):
       inception=str(inception_path),
       is_splits=2,
   )
-  params = weights.read(inception_path)
+  params = files.read(inception_path)
   apply = jax.jit(lambda p, x: inception.Inception().apply({'params': p}, x))
   params = spaces.inception_weights.from_torch(params)
   both = apply(params, np.concatenate([fake, real]))
@@ -91,7 +91,7 @@ def test_the_network_of_fid_on_files_and_folders(inception_path, tmp_path):
   ]
   # Batches of other sizes round differently: features agree to 2e-6.
   np.testing.assert_allclose(figures(found), expected, rtol=1e-4)
-  sha256 = weights.sha256(inception_path)
+  sha256 = files.sha256(inception_path)
   assert found['settings']['weights_sha256'] == {'inception': sha256}
   assert found['samples']['count'] == 12 and found['reference']['count'] == 14
 

@@ -10,10 +10,10 @@ import small_space
 
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import weights
 from irepa_jax.evals import encoder_spaces
 from irepa_jax.evals import scores
 from irepa_jax.tools import evaluate
+from irepa_jax.weights import files as weight_files
 
 HOG = 'hog-vit-g4_d128'
 
@@ -54,7 +54,7 @@ def tiny_clip(monkeypatch, tmp_path):
   """Puts a small CLIP in the place of ViT-L/14; returns its weight file."""
   tensors = golden_files.subset(golden_files.load('enc_clip'), 'sd')
   path = tmp_path / 'clip.safetensors'
-  weights.write_safetensors(path, tensors)
+  weight_files.write_safetensors(path, tensors)
   tiny = functools.partial(encoder_spaces.clip, depth=2, width=32, heads=2)
   monkeypatch.setitem(encoder_spaces.PUBLISHED, 'clip', tiny)
   return path
@@ -70,7 +70,7 @@ def test_cmmd_in_the_space_of_clip(files, tiny_clip, tmp_path):
       found['cmmd'], scores.cmmd(rows(real), rows(fake)), rtol=1e-3
   )
   assert found['cmmd'] > 0 and f'fd_{HOG}' in found
-  sha256 = weights.sha256(tiny_clip)
+  sha256 = weight_files.sha256(tiny_clip)
   assert found['settings']['weights_sha256'] == {'clip': sha256, HOG: ''}
 
 

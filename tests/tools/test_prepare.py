@@ -20,15 +20,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from irepa_jax import convert
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import models
-from irepa_jax import weights
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
 from irepa_jax.data import sources
 from irepa_jax.tools import prepare as tool
+from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 HOG = 'hog-vit-g4_d128'
 DIGITS = dict(
@@ -225,7 +225,7 @@ def test_weights_are_known_by_their_hash(tmp_path, monkeypatch):
 def test_statistics_of_the_release_can_be_given(tmp_path):
   statistics = {'latents_scale': np.full(4, 0.5), 'latents_bias': np.arange(4.0)}
   tensors = {k: v.astype(np.float32)[None, :, None, None] for k, v in statistics.items()}
-  weights.write_torch(tmp_path / 'stats.pt', tensors)
+  files.write_torch(tmp_path / 'stats.pt', tensors)
   options = dict(DIGITS, statistics=str(tmp_path / 'stats.pt'))
   manifest, _ = prepare('digits', tmp_path / 'd', **options)
   assert manifest.scale == (0.5,) * 4
@@ -249,7 +249,7 @@ def test_a_vae_and_an_encoder_from_weight_files(tmp_path, monkeypatch):
   networks = {'vae': (vae, random_params(vae)), 'vit': (vit, random_params(vit))}
   for name, (model, params) in networks.items():
     arrays = convert.to_torch(model.module, params)
-    weights.write_safetensors(tmp_path / f'{name}.safetensors', arrays)
+    files.write_safetensors(tmp_path / f'{name}.safetensors', arrays)
   prepare(
       'digits',
       tmp_path / 'd',
@@ -275,7 +275,7 @@ def test_a_vae_and_an_encoder_from_weight_files(tmp_path, monkeypatch):
     np.testing.assert_allclose(tokens, expected, rtol=2**-8, atol=1e-3)
   hashes = (dataset.manifest.autoencoder_sha256, dataset.manifest.encoders[0].sha256)
   assert hashes == tuple(
-      weights.sha256(tmp_path / f'{name}.safetensors') for name in networks
+      files.sha256(tmp_path / f'{name}.safetensors') for name in networks
   )
 
 
@@ -507,7 +507,7 @@ def test_two_real_processes_prepare_and_read_one_data_set(tmp_path):
       """
       import itertools
       from jax.experimental import multihost_utils
-      from irepa_jax import sharding
+      from irepa_jax.distributed import sharding
       from irepa_jax.data import pipeline
       from irepa_jax.tools import prepare
       manifest = prepare.prepare('digits', arguments['out'], **arguments['options'])

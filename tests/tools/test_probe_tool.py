@@ -7,12 +7,12 @@ import PIL.Image
 import pytest
 
 from irepa_jax import errors
-from irepa_jax import saved_run
-from irepa_jax import sharding
 from irepa_jax.analysis import inputs
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import probe as probes
+from irepa_jax.jobs import run_tokens
+from irepa_jax.jobs import saved_run
 from irepa_jax.tools import probe
-from irepa_jax.tools import run_tokens
 
 HOG = 'hog-vit-g4_d128'
 

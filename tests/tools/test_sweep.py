@@ -11,8 +11,8 @@ import pytest
 import small_space
 
 from irepa_jax import errors
-from irepa_jax import evaluation
 from irepa_jax.evals import spaces
+from irepa_jax.jobs import evaluate
 from irepa_jax.tools import sweep
 
 COARSE, FINE = 16, 24
@@ -30,7 +30,7 @@ def judge(real, monkeypatch):
   monkeypatch.setattr(
       spaces, 'inception', lambda source, mesh: small_space.space()
   )
-  return evaluation.open_judge(real, side=(16, 16), batch_size=16)
+  return evaluate.open_judge(real, side=(16, 16), batch_size=16)
 
 
 CANDIDATES = sweep.choices([0, 1], [1.0, 3.0], [(0.0, 1.0)], [2])
@@ -68,7 +68,7 @@ def test_the_best_of_few_images_is_evaluated_with_many(
 
 
 def test_a_sweep_continues_where_it_stopped(run_directory, judge, monkeypatch):
-  real_fill, calls = evaluation.sample.fill, []
+  real_fill, calls = evaluate.sample.fill, []
 
   def fill(folder, count, *args, **settings):
     calls.append(count)
@@ -76,7 +76,7 @@ def test_a_sweep_continues_where_it_stopped(run_directory, judge, monkeypatch):
       return False
     return real_fill(folder, count, *args, **settings)
 
-  monkeypatch.setattr(evaluation.sample, 'fill', fill)
+  monkeypatch.setattr(evaluate.sample, 'fill', fill)
   stop = True
   assert run(run_directory, judge, settings={'seed': 6}) is None
   assert len(calls) == 3
@@ -102,8 +102,8 @@ def test_a_sweep_continues_where_it_stopped(run_directory, judge, monkeypatch):
 def test_a_metric_that_the_reference_cannot_give(
     run_directory, judge, tmp_path
 ):
-  evaluation.write_statistics(judge, f'{tmp_path}/s.npz')
-  bare = evaluation.open_judge(
+  evaluate.write_statistics(judge, f'{tmp_path}/s.npz')
+  bare = evaluate.open_judge(
       f'{tmp_path}/s.npz', side=(16, 16), batch_size=16, reference_rows=0
   )
   with pytest.raises(errors.UsageError, match='recall is not among .* fid'):

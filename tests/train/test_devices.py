@@ -10,7 +10,8 @@ import pytest
 
 from configs import quickstart
 from irepa_jax import build
-from irepa_jax import sharding
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import setup
 from irepa_jax.tools import benchmark
 
 # name: (data, model, fields of the configuration)
@@ -36,11 +37,11 @@ def prepared(data, model, fields):
   config.update({'batch_size': 16, 'lr': 0.1, 'adam_eps': 1.0} | dict(fields))
   mesh = sharding.make_mesh(data, model, allow_subset=True)
   built = build.experiment(config, mesh)
-  shapes = build.abstract(built, config, mesh)
-  k_init, k_train = build.keys(config)
+  shapes = setup.abstract(built, config, mesh)
+  k_init, k_train = setup.keys(config)
   ones = (1.0,) * built.model.channels
-  step = build.jit_step(built, config, mesh, benchmark.Statistics(ones, ones))
-  state = build.new_state(built, config, shapes.state, k_init)
+  step = setup.jit_step(built, config, mesh, benchmark.Statistics(ones, ones))
+  state = setup.new_state(built, config, shapes.state, k_init)
   batch = benchmark.random_batch(shapes.batch, config.num_classes)
   return step, (state, batch, ({},), k_train)
 

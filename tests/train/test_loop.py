@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from irepa_jax import errors
-from irepa_jax import preemption
+from irepa_jax.distributed import preemption
 from irepa_jax.train import loop
 from irepa_jax.train import state as states
 

@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from irepa_jax import alignment
-from irepa_jax import convert
 from irepa_jax.diffusion import objectives
 from irepa_jax.models import projector as projectors
 from irepa_jax.models import sit
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
+from irepa_jax.weights import convert
 
 GOLDEN = golden_files.load('sit_train3_irepa')
 DECAYS = (0.9999, 0.9)

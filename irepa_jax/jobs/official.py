@@ -1,0 +1,145 @@
+"""Checkpoints of the official trainers, as states of ours and back.
+
+An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
+AdamW, moments by the position of a parameter), `args` and `steps`. A plain
+state dict, as the SiT release has it, is taken for both model and average.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from irepa_jax import errors
+from irepa_jax import models
+from irepa_jax.jobs import setup
+from irepa_jax.weights import convert
+
+MOMENTS = {'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
+
+
+def sections(content):
+  """Returns (model, ema, opt or None, steps) of a file that was read."""
+  if all(isinstance(v, np.ndarray) for v in content.values()):
+    return content, content, None, 0
+  found = [content[k] for k in ('model', 'ema') if k in content]
+  if not found:
+    raise errors.DataError(
+        f'the file holds {sorted(map(str, content))[:6]}; neither a state dict'
+        ' nor a checkpoint with `model` or `ema`'
+    )
+  steps = content.get('steps', content.get('step', 0))
+  return found[0], found[-1], content.get('opt'), int(steps)
+
+
+def double_output(state_dict):
+  """Whether the final layer returns twice the channels (the SiT release)."""
+  pixels = state_dict['x_embedder.proj.weight'].shape[1:]
+  return len(state_dict['final_layer.linear.bias']) == 2 * int(np.prod(pixels))
+
+
+def looks_like(state_dict):
+  """Describes a SiT by its state dict: 'SiT-B/2 (12 blocks, 768 wide)'."""
+  blocks = {
+      int(m[1]) for k in state_dict if (m := re.match(r'blocks\.(\d+)\.', k))
+  }
+  weight = state_dict.get('x_embedder.proj.weight')
+  if not blocks or weight is None:
+    return 'no diffusion transformer'
+  depth, (width, _, patch, _) = len(blocks), weight.shape
+  names = [
+      f'SiT-{size}/{patch}'
+      for size, fields in models.SIZES.items()
+      if (fields['depth'], fields['width']) == (depth, width)
+  ]
+  return f'{(names or ["a SiT"])[0]} ({depth} blocks, {width} wide)'
+
+
+def to_state(built, config, content):
+  """Converts a file into (TrainState on the host, what was left out).
+
+  Raises DataError where the file holds another architecture.
+  """
+  model, ema, opt, steps = sections(content)
+  params, average = (_params(built, config, part) for part in (model, ema))
+  state = jax.eval_shape(
+      lambda: setup.init_state(built, config, jax.random.key(0))
+  )
+  missing = []
+  params, average = (
+      _with_projector(built, config, tree, missing)
+      for tree in (params, average)
+  )
+  zeros = lambda tree: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), tree)
+  optimiser = zeros(state.opt_state)
+  if opt:
+    optimiser = optax.tree_utils.tree_set(
+        optimiser, **_moments(built, model, opt, params)
+    )
+  else:
+    missing.append('the moments of AdamW, which start from zero')
+  return (
+      state._replace(
+          step=np.int32(steps),
+          params=params,
+          opt_state=optimiser,
+          ema=tuple(average for _ in config.ema),
+          skipped=np.int32(0),
+      ),
+      missing,
+  )
+
+
+def from_state(built, params, average, *, steps, args):
+  """Returns an official checkpoint of the arrays of a run."""
+  entries = lambda tree: convert.to_official(
+      built.model, built.projector, jax.tree.map(np.asarray, tree)
+  )
+  return {
+      'model': entries(params),
+      'ema': entries(average),
+      'args': args,
+      'steps': steps,
+  }
+
+
+def _params(built, config, state_dict):
+  try:
+    return convert.from_official(built.model, built.projector, state_dict)
+  except errors.DataError as error:
+    raise errors.DataError(
+        f'the file looks like {looks_like(state_dict)}, the config has'
+        f' {config.model}: {error}'
+    ) from error
+
+
+def _with_projector(built, config, params, missing):
+  """Fills in a new projector where the file has none but the config aligns."""
+  if not built.projector or params['projector']:
+    return params
+  note = 'the projector, which is new'
+  if note not in missing:
+    missing.append(note)
+  key, _ = setup.keys(config)
+  new = jax.tree.map(np.asarray, setup.init_params(built, key)['projector'])
+  return params | {'projector': new}
+
+
+def _moments(built, model, opt, params):
+  """Returns mu, nu and count; parameters are numbered as in the state dict."""
+  numbered = list(model)
+  saved = {numbered[i]: entry for i, entry in opt['state'].items()}
+  moments = {}
+  for ours, theirs in MOMENTS.items():
+    filled = {
+        name: saved[name][theirs] if name in saved else np.zeros_like(value)
+        for name, value in model.items()
+    }
+    tree = convert.from_official(built.model, built.projector, filled)
+    if not tree['projector']:
+      tree['projector'] = jax.tree.map(np.zeros_like, params['projector'])
+    moments[ours] = tree
+  count = max((int(entry['step']) for entry in saved.values()), default=0)
+  return moments | {'count': jnp.int32(count)}

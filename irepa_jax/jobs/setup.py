@@ -1,0 +1,154 @@
+"""What a job sets up from an experiment: its arrays and its jitted step.
+
+Arrays come as shapes that carry their shardings, then new or from files, born
+where they belong.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from irepa_jax import build
+from irepa_jax.distributed import sharding
+from irepa_jax.evals import generate
+from irepa_jax.train import state as states
+from irepa_jax.train import step as steps
+
+
+class Shapes(NamedTuple):
+  """The arrays of a training step as shapes that carry their shardings."""
+
+  state: states.TrainState
+  batch: Any
+  frozen: Any
+  key: Any
+
+
+def abstract(built: build.Experiment, config, mesh) -> Shapes:
+  """Returns the arguments of the training step without making any array."""
+  init = functools.partial(init_state, built, config)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.eval_shape(init, key)
+  frozen = frozen_shapes(built, config)
+  split = functools.partial(
+      sharding.tree_shardings, mesh=mesh, fsdp=config.fsdp
+  )
+  batch = batch_shapes(built, config)
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+  return Shapes(
+      sharding.placed(state, split(state)),
+      sharding.placed(batch, rows),
+      sharding.placed(frozen, split(frozen)),
+      sharding.placed(key, sharding.replicated(mesh)),
+  )
+
+
+def frozen_shapes(built: build.Experiment, config):
+  """Returns the weights of the encoders that run in the step, as shapes."""
+  if config.features == 'cached':
+    return ()
+  return tuple(
+      jax.eval_shape(encoder.init, jax.random.key(0))
+      for encoder in built.encoders
+  )
+
+
+def batch_shapes(built: build.Experiment, config):
+  """Returns the arrays of a global batch, as shapes."""
+  rows, size = config.batch_size, built.model.size
+  moments = (rows, size, size, 2 * built.model.channels)
+  shapes = {
+      'label': jax.ShapeDtypeStruct((rows,), jnp.int32),
+      'moments': jax.ShapeDtypeStruct(moments, jnp.float16),
+  }
+  if config.features == 'cached':
+    shapes['features'] = tuple(
+        jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
+        for e in built.encoders
+    )
+  elif built.encoders:
+    image = (rows, config.image_size, config.image_size, 3)
+    shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
+  return shapes
+
+
+def feature_shape(encoder):
+  """Returns (tokens, channels) of an encoder."""
+  return encoder.grid[0] * encoder.grid[1], encoder.width
+
+
+def jit_step(built: build.Experiment, config, mesh, manifest):
+  """Returns the jitted step(state, batch, frozen, key); it donates the state.
+
+  manifest: has bias and scale per channel of x = (z - bias) * scale.
+  """
+  made = build.parts(built, config, manifest.bias, manifest.scale)
+  step = steps.make_step(made, accumulate=config.accumulate)
+  state = abstract(built, config, mesh).state
+  return jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+  )
+
+
+def keys(config):
+  """Returns (key of the initialisation, key of the training steps)."""
+  return jax.random.split(jax.random.key(config.seed))
+
+
+def init_params(built: build.Experiment, key):
+  """Returns {'model', 'projector'}, float32; jit it with out_shardings."""
+  k_model, k_projector = jax.random.split(key)
+  params = {'model': _init(built.model, k_model), 'projector': {}}
+  if built.projector:
+    params['projector'] = _init(built.projector, k_projector)
+  return params
+
+
+def init_state(built: build.Experiment, config, key):
+  """Returns the state before the first step."""
+  params = init_params(built, key)
+  return states.create(params, built.optimizer, tuple(config.ema))
+
+
+def new_state(built: build.Experiment, config, shapes, key):
+  """Makes the state before the first step, born with its shardings."""
+  init = functools.partial(init_state, built, config)
+  return jax.jit(init, out_shardings=sharding.of(shapes))(key)
+
+
+def load_encoders(built: build.Experiment, config, mesh):
+  """Reads the weights of the encoders that run in the step, sharded."""
+  shapes = frozen_shapes(built, config)
+  sources = config.encoder_weights.split(',') if config.encoder_weights else []
+  sources = sources or [None] * len(shapes)
+  loaded = tuple(
+      encoder.load(source or None)
+      for encoder, source, _ in zip(
+          built.encoders, sources, shapes, strict=True
+      )
+  )
+  split = sharding.tree_shardings(shapes, mesh, fsdp=config.fsdp)
+  return sharding.put(loaded, split)
+
+
+def load_decoder(built: build.Experiment, config, mesh):
+  """Reads the weights of the autoencoder, whole on every device."""
+  params = built.autoencoder.load(config.autoencoder_weights or None)
+  whole = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+  return sharding.put(params, whole)
+
+
+def sampling_weights(built: build.Experiment, params, decoder):
+  """Returns the weights of make_sample, the model's cast once to its dtype."""
+  model = generate.cast(params['model'], built.model.dtype)
+  return {'model': model, 'decoder': decoder}
+
+
+def _init(module, key):
+  inputs = [jnp.zeros(s.shape, s.dtype) for s in module.example_inputs()]
+  return module.init(key, *inputs)['params']

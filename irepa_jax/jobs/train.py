@@ -1,0 +1,292 @@
+"""Assembles a run: from a configuration and a run directory to the loop.
+
+The order is that of growing cost. First what can be refused within seconds:
+the configuration, the mesh, the run directory, the data set, the weight files.
+Then the state, restored or new; then the first step, which compiles.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+from typing import NamedTuple
+
+from etils import epath
+import jax
+
+from configs import base
+from irepa_jax import build
+from irepa_jax import check
+from irepa_jax import errors
+from irepa_jax.checkpoints import manager
+from irepa_jax.data import manifest as manifests
+from irepa_jax.data import pipeline
+from irepa_jax.distributed import preemption
+from irepa_jax.distributed import processes
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import reports
+from irepa_jax.jobs import setup
+from irepa_jax.runs import directory
+from irepa_jax.runs import logs
+from irepa_jax.runs import throughput
+from irepa_jax.tools import compare
+from irepa_jax.tools import prepare
+from irepa_jax.train import loop
+
+
+class Job(NamedTuple):
+  """What is known of a run before any array is made."""
+
+  config: Any
+  workdir: str
+  mesh: Any
+  built: build.Experiment
+  shapes: setup.Shapes
+  data: pipeline.Dataset
+
+
+def run(config, workdir, *, check_only=False) -> int:
+  """Trains, or only checks whether it could; returns the exit status.
+
+  0: the run is complete; 75: preempted, and the same command continues it.
+  Raises the errors of irepa_jax.errors.
+  """
+  with contextlib.ExitStack() as stack:
+    job = open_job(config, workdir, stack)
+    frozen = setup.load_encoders(job.built, config, job.mesh)
+    report = reports.Reports(job.built, config, job.mesh, job.data.manifest)
+    if check_only:
+      print('ok: configuration, mesh, run directory, data set, weights')
+      return 0
+    stop = preemption.Preemption(watchdog_s=config.watchdog_s)
+    stack.callback(stop.close)
+    checkpoints = open_checkpoints(config, workdir)
+    stack.callback(checkpoints.close)
+    state, k_train = restore_or_create(job, checkpoints)
+    first = int(state.step)
+    if first >= config.steps:
+      print(f'run already complete ({first}/{config.steps})')
+      return 0
+    log = stack.enter_context(
+        logs.Logs(
+            workdir,
+            total=config.steps,
+            resume_step=first,
+            wandb=config.wandb,
+            config=config.to_dict(),
+        )
+    )
+    batches = device_batches(job, first)
+    stack.callback(batches.close)
+    _introduce(job, first)
+    _, status = loop.train(
+        loop.Run(
+            step=setup.jit_step(job.built, config, job.mesh, job.data.manifest),
+            batches=batches,
+            frozen=frozen,
+            key=k_train,
+            total=config.steps,
+            checkpoints=checkpoints,
+            meta=meta(job),
+            log=log,
+            meter=meter(job),
+            stop=stop,
+            describe=functools.partial(list_records, job),
+            hooks=report.hooks(log, stop, workdir),
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            max_skipped=config.max_skipped,
+            profile=(os.path.join(workdir, 'profile'), config.profile_steps),
+        ),
+        state,
+    )
+    if status == 0 and report.metrics and processes.is_first():
+      log.close()
+      draw_curve(workdir, report.metrics)
+    return status
+
+
+def draw_curve(workdir, metrics):
+  """Leaves the scores of a finished run as curve.png and curve.md."""
+  compare.compare([workdir], os.path.join(workdir, 'curve'), metrics=metrics)
+
+
+def open_job(config, workdir, stack) -> Job:
+  """Checks the configuration, the mesh, the run directory and the data set.
+
+  What has to be closed at the end is left to the ExitStack.
+  """
+  check.config(config)
+  processes.agree({'config': config.to_dict()})
+  mesh = sharding.make_mesh(
+      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
+  )
+  sharding.check_batch(config.batch_size, mesh, config.accumulate)
+  built = build.experiment(config, mesh)
+  shapes = setup.abstract(built, config, mesh)
+  directory.check_scheme(workdir)
+  # Without a checkpoint the directory is of no other configuration yet.
+  saved = manager.steps(os.path.join(workdir, 'checkpoints'))
+  lock = directory.open_(
+      workdir,
+      config.to_dict(),
+      fields=base.FIELDS,
+      force=not saved or config.resume == 'force',
+      state_bytes=manager.state_bytes(shapes.state),
+      keep=config.keep,
+  )
+  stack.enter_context(lock)
+  data = open_data(config, built, workdir)
+  stack.callback(data.close)
+  processes.agree({'data set': fingerprint(data.manifest)})
+  return Job(config, str(workdir), mesh, built, shapes, data)
+
+
+def open_data(config, built, workdir):
+  """Opens the data set and refuses one that contradicts the configuration.
+
+  The embedded digits are prepared in the run directory on the first start.
+  """
+  folder = config.data
+  if folder == 'digits':
+    folder = os.path.join(workdir, 'data')
+    prepare.prepare(
+        'digits',
+        folder,
+        image_size=config.image_size,
+        autoencoder=config.autoencoder,
+        image_format='png',
+    )
+  data = pipeline.load(
+      folder, verify=config.verify_data, skip_bad=config.skip_bad
+  )
+  manifests.check(
+      data.manifest,
+      image_size=config.image_size,
+      num_classes=config.num_classes,
+      autoencoder=config.autoencoder,
+      latent_shape=(built.model.size, built.model.size, built.model.channels),
+      bias=data.manifest.bias,
+      scale=data.manifest.scale,
+      encoders=[(encoder.name, '') for encoder in built.encoders],
+      cached=config.features == 'cached',
+      images_needed=bool(built.encoders) and config.features == 'online',
+      flips=config.flips,
+  )
+  return data
+
+
+def open_checkpoints(config, workdir):
+  """Returns the checkpoints of the run directory."""
+  return manager.Checkpoints(
+      os.path.join(workdir, 'checkpoints'),
+      keep=config.keep,
+      keep_every=config.keep_every,
+      max_failed_saves=config.max_failed_saves,
+  )
+
+
+def restore_or_create(job, checkpoints):
+  """Returns (state, key of the steps): the newest whole checkpoint, or new."""
+  k_init, k_train = setup.keys(job.config)
+  found = checkpoints.restore(job.shapes.state)
+  if found is None:
+    return (
+        setup.new_state(job.built, job.config, job.shapes.state, k_init),
+        k_train,
+    )
+  state, saved = found
+  # An imported checkpoint does not know its data set.
+  if saved['data'] not in ('', fingerprint(job.data.manifest)):
+    raise errors.CheckpointError(
+        f'{job.workdir} was trained on another data set than {job.config.data};'
+        ' use that one, or a new --workdir'
+    )
+  return state, k_train
+
+
+def meta(job):
+  """Returns what a checkpoint remembers: enough to sample without the data."""
+  manifest = job.data.manifest
+  return {
+      'seed': job.config.seed,
+      'data': fingerprint(manifest),
+      'autoencoder': manifest.autoencoder,
+      'autoencoder_sha256': manifest.autoencoder_sha256,
+      'bias': list(manifest.bias),
+      'scale': list(manifest.scale),
+      'class_names': list(manifest.class_names),
+  }
+
+
+def fingerprint(manifest):
+  """Returns a hash of the records of a data set, wherever they lie."""
+  shards = [s.sha256 for s in (*manifest.shards, *manifest.flips)]
+  return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16]
+
+
+def device_batches(job, first):
+  """Yields batches on the devices from step `first` on, read ahead."""
+  config = job.config
+  split = sharding.batch_sharding(job.mesh)
+  batches = pipeline.batches(
+      job.data,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start_step=first,
+      rows=pipeline.local_rows(split, config.batch_size),
+      flips=config.flips,
+      image='image' in job.shapes.batch,
+      features='features' in job.shapes.batch,
+      threads=config.data_threads,
+      skip_bad=config.skip_bad,
+  )
+  put = functools.partial(pipeline.to_device, sharding=split)
+  return pipeline.prefetch(map(put, batches), config.prefetch)
+
+
+def list_records(job, step):
+  """Writes which records stood in the batch of a step; returns where."""
+  config, data = job.config, job.data
+  rows = range((step - 1) * config.batch_size, step * config.batch_size)
+  order = functools.partial(
+      pipeline.place, count=len(data), seed=config.seed, flips=config.flips
+  )
+  lines = [data.records.where(order(row).index) for row in rows]
+  path = epath.Path(job.workdir) / f'batch_of_step_{step}.txt'
+  processes.on_first(lambda: path.write_text('\n'.join(lines) + '\n'))
+  return f'The records of the batch of step {step} are listed in {path}'
+
+
+def meter(job):
+  """Returns the clock of the run, with the FLOPs behind MFU."""
+  peak = throughput.peak_flops(job.mesh.devices.flat[0])
+  return throughput.Meter(
+      batch_size=job.config.batch_size,
+      total=job.config.steps,
+      flops_per_image=build.train_flops(job.built, job.config),
+      peak=peak and peak * job.mesh.size,
+  )
+
+
+def _introduce(job, first):
+  """Prints what runs where, once."""
+  if not processes.is_first():
+    return
+  config, devices = job.config, job.mesh.devices
+  print(logs.overview(job.shapes.state.params))
+  grid = build.token_grid(job.built.model)
+  for encoder in job.built.encoders:
+    if encoder.grid != grid:
+      print(
+          f'{encoder.name} gives {encoder.grid[0]}x{encoder.grid[1]} tokens, the'
+          f' model has {grid[0]}x{grid[1]}: its tokens are resized, bilinear'
+      )
+  print(
+      f'{config.model} {config.preset} on {devices.size} x'
+      f' {devices.flat[0].device_kind}, {jax.process_count()} processes, batch'
+      f' {config.batch_size}, {config.dtype}; steps {first} to {config.steps}',
+      flush=True,
+  )

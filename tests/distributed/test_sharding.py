@@ -1,0 +1,62 @@
+"""Meshes and specs from paths."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from irepa_jax import errors
+from irepa_jax.distributed import sharding
+
+
+def test_mesh_takes_all_devices():
+  mesh = sharding.make_mesh(model=2)
+  assert dict(mesh.shape) == {'data': 4, 'model': 2}
+
+
+@pytest.mark.parametrize(
+    'sizes, message', [((16, 1), 'there are 8'), ((4, 1), '4 of 8 devices idle')]
+)
+def test_mesh_of_another_size_is_refused(sizes, message):
+  with pytest.raises(errors.UsageError, match=message):
+    sharding.make_mesh(*sizes)
+
+
+def test_subset_of_devices_when_asked():
+  assert sharding.make_mesh(4, allow_subset=True).size == 4
+
+
+def test_batch_that_does_not_divide_names_its_neighbours():
+  with pytest.raises(errors.UsageError, match='nearest: 8, 16'):
+    sharding.check_batch(12, sharding.make_mesh())
+
+
+def test_fsdp_splits_the_largest_axis_that_divides():
+  mesh = sharding.make_mesh()
+  assert sharding.param_spec('a/kernel', (192, 768), mesh) == P(None, 'data')
+  assert sharding.param_spec('a/kernel', (1152, 33), mesh) == P('data', None)
+  assert sharding.param_spec('a/bias', (768,), mesh) == P(None)
+
+
+def test_tensor_parallel_rules_leave_the_other_axis_to_fsdp():
+  mesh = sharding.make_mesh(4, 2)
+  fc1 = sharding.param_spec('blocks_0/mlp/fc1/kernel', (256, 1024), mesh)
+  fc2 = sharding.param_spec('blocks_0/mlp/fc2/kernel', (1024, 256), mesh)
+  assert fc1 == P('data', 'model')
+  assert fc2 == P('model', 'data')
+
+
+def test_optimiser_state_is_split_like_its_parameter():
+  mesh = sharding.make_mesh()
+  params = {'fc': {'kernel': np.zeros((256, 512))}}
+  state = {'params': params, 'opt': ({'mu': params},)}
+  specs = jax.tree.map(lambda s: s.spec, sharding.tree_shardings(state, mesh))
+  assert specs['params'] == specs['opt'][0]['mu']
+
+
+def test_put_places_every_shard():
+  mesh = sharding.make_mesh()
+  tree = {'w': np.arange(2**15, dtype=np.float32).reshape(2**8, -1)}
+  placed = sharding.put(tree, sharding.tree_shardings(tree, mesh))
+  np.testing.assert_array_equal(placed['w'], tree['w'])
+  assert len({str(s.index) for s in placed['w'].addressable_shards}) == 8

@@ -1,0 +1,275 @@
+"""A run is the same run whatever happens to it: kills, damage, other meshes.
+
+The comparisons are with one run that nothing happens to, as real commands on
+eight simulated devices; all of them on the same machine, because another number
+of cores may round differently.
+"""
+
+import json
+import pathlib
+import random
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import real_runs
+
+from configs import quickstart
+from irepa_jax import errors
+from irepa_jax.checkpoints import manager
+from irepa_jax.jobs import train
+
+STEPS = 32
+PARTS = ('params', 'opt_state', 'ema', 'step')
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+  return real_runs.data_set(tmp_path_factory.mktemp('digits') / 'data')
+
+
+@pytest.fixture(scope='session')
+def straight(tmp_path_factory, data):
+  """The run that nothing happens to; it keeps every eighth checkpoint."""
+  workdir = tmp_path_factory.mktemp('straight') / 'run'
+  real_runs.train(workdir, data=data, steps=STEPS, keep=1, keep_every=8)
+  return workdir
+
+
+def state(workdir, step):
+  """Returns the arrays of a checkpoint by path."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  found = {}
+  for part in PARTS[:-1]:
+    tree, meta = manager.restore_item(folder, part, step=step)
+    assert meta['step'] == step
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      found[part + jax.tree_util.keystr(path)] = np.asarray(leaf)
+  return found
+
+
+def assert_same_state(one, other, step=STEPS):
+  one, other = state(one, step), state(other, step)
+  assert one.keys() == other.keys() and len(one) > 200
+  for name, array in one.items():
+    # Bits, so that zeros of either sign differ.
+    assert array.tobytes() == other[name].tobytes(), name
+
+
+def damage(workdir, how, number):
+  """Damages the largest file of the newest checkpoint; returns its step."""
+  step = real_runs.steps(workdir)[-1]
+  folder = pathlib.Path(workdir) / 'checkpoints' / str(step) / 'state'
+  path = max(folder.rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  if how == 'truncate':
+    # Not in the last 3 %: an index that the merge has replaced, never read.
+    content = content[: int(len(content) * 0.95 * number)]
+  else:  # in the middle, among the weights
+    content[int(len(content) * (0.25 + number / 2))] ^= 1 << int(8 * number)
+  path.write_bytes(content)
+  return step
+
+
+def test_a_run_that_is_killed_and_damaged_ends_as_one_that_is_not(
+    straight, data, tmp_path
+):
+  seed = time.time_ns()
+  print('seed of the moments', seed)  # shown when the test fails
+  dice = random.Random(seed)
+  # Grids and scores as well: they must change nothing either.
+  reports = dict(
+      sample_every=10,
+      sample_count=10,
+      sample_steps=2,
+      eval_every=16,
+      eval_count=20,
+  )
+  workdir = tmp_path / 'run'
+  start = lambda: real_runs.Started(workdir, data=data, steps=STEPS, **reports)
+
+  with start() as run:  # killed at some moment
+    run.wait_for_step(dice.randint(4, 8))
+    time.sleep(dice.uniform(0, 0.1))
+    run.send(signal.SIGKILL)
+    assert run.codes() == [-signal.SIGKILL]
+
+  with start() as run:  # killed during a save
+    found = (workdir / 'checkpoints').glob
+    run.wait_for_step(13)
+    run.wait_for(lambda: any(found('16.orbax-checkpoint-tmp')))
+    time.sleep(dice.uniform(0, 0.05))
+    run.send(signal.SIGKILL)
+    run.codes()
+
+  truncated = damage(workdir, 'truncate', dice.random())
+  with start() as run:  # asked to stop
+    run.wait_for_step(dice.randint(17, 22))
+    run.send(signal.SIGTERM)
+    assert run.codes() == [75], run.output()
+    assert f'step {truncated} damaged' in run.output()
+
+  flipped = damage(workdir, 'flip', dice.random())
+  with start() as run:
+    assert run.codes() == [0], run.output()
+    assert f'step {flipped} damaged' in run.output()
+    assert 'digest mismatch' in run.output()
+
+  assert_same_state(workdir, straight)
+  assert real_runs.losses(workdir) == real_runs.losses(straight)
+  assert sorted(real_runs.losses(workdir)) == list(range(1, STEPS + 1))
+  moved = (workdir / 'checkpoints' / 'damaged').iterdir()
+  assert {p.name for p in moved} == {str(truncated), str(flipped)}
+  grids = {p.name for p in (workdir / 'samples').iterdir()}
+  assert {f'{step:07d}.png' for step in (10, 20, 30, 32)} <= grids
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  scored = [s['step'] for s in map(json.loads, lines) if 'eval/accuracy' in s]
+  assert scored == [16, 32]
+
+
+def test_one_two_and_four_processes_continue_one_run(straight, data, tmp_path):
+  """Rows in another order meet other noise: that changes a loss by percents."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight, workdir)
+  for step in real_runs.steps(workdir):
+    if step > 8:
+      shutil.rmtree(workdir / 'checkpoints' / str(step))
+
+  settings = dict(data=data, keep=1, keep_every=8)
+  with real_runs.Started(workdir, processes=2, steps=STEPS, **settings) as run:
+    run.wait_for_step(10)
+    run.send(signal.SIGTERM, rank=1)  # both save the same step
+    assert run.codes() == [75, 75], run.output()
+  first = real_runs.steps(workdir)[-1]
+  assert 10 <= first < STEPS - 8
+  real_runs.train(workdir, processes=4, steps=first + 2, **settings)
+  real_runs.train(workdir, processes=1, steps=first + 4, **settings)
+
+  seen, wanted = real_runs.losses(workdir), real_runs.losses(straight)
+  assert sorted(seen) == list(range(1, first + 5))
+  for step, values in seen.items():
+    for name, value in values.items():
+      # Devices are the same eight, but the sums over them may be taken in
+      # another order: float32 rounding, carried on for a few steps.
+      np.testing.assert_allclose(
+          value,
+          wanted[step][name],
+          rtol=1e-6,
+          atol=1e-6,
+          err_msg=f'{step} {name}',
+      )
+
+
+# Starts that are refused or have nothing to do, in this process ---------------
+
+
+@pytest.fixture(autouse=True)
+def fields(data):
+  """Returns the configuration of `straight` with changes."""
+
+  def make(**changes):
+    config = quickstart.get_config()
+    settings = real_runs.FIELDS | dict(data=str(data), steps=STEPS)
+    config.update(settings | dict(keep=1, keep_every=8) | changes)
+    return config
+
+  return make
+
+
+@pytest.fixture
+def finished(straight, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight, workdir)
+  return workdir
+
+
+def test_a_complete_run_has_nothing_to_do(finished, fields, capsys):
+  assert train.run(fields(), finished) == 0
+  assert f'run already complete ({STEPS}/{STEPS})' in capsys.readouterr().out
+  assert train.run(fields(steps=STEPS - 9), finished) == 0
+
+
+def test_another_configuration_is_refused_with_the_keys(finished, fields):
+  before = (finished / 'config.json').read_text()
+  with pytest.raises(
+      errors.CheckpointError,
+      match=r'align_depth=2, now 3; lr=.*, now 0\.5\. Use a new --workdir',
+  ):
+    train.run(fields(lr=0.5, align_depth=3, keep=5), finished)
+  assert (finished / 'config.json').read_text() == before
+
+
+def test_a_refusal_is_one_line_and_status_4(finished, data):
+  with real_runs.Started(finished, data=data, steps=STEPS, lr=0.5) as run:
+    assert run.codes() == [4]
+    assert 'Traceback' not in run.output()
+    (line,) = [s for s in run.output().splitlines() if s.startswith('ERROR')]
+    assert 'lr=' in line and 'now 0.5' in line
+
+
+def test_a_loss_of_nan_names_the_records(data, fields, tmp_path):
+  workdir = tmp_path / 'run'
+  config = fields(data=str(data), adam_eps=0.0, lr=1e30, max_skipped=2)
+  with pytest.raises(errors.DivergedError, match='listed in .*batch_of_step_'):
+    train.run(config, workdir)
+  (listed,) = workdir.glob('batch_of_step_*.txt')
+  lines = listed.read_text().splitlines()
+  assert len(lines) == config.batch_size
+  assert all('.array_record record ' in line for line in lines)
+
+
+def test_another_configuration_can_be_forced(finished, fields):
+  assert train.run(fields(lr=0.5, resume='force'), finished) == 0
+  assert json.loads((finished / 'config.json').read_text())['lr'] == 0.5
+
+
+def test_force_does_not_load_another_model(finished, fields):
+  with pytest.raises(
+      errors.CheckpointError, match='belongs to another model or optimiser'
+  ):
+    train.run(fields(ema=(0.9, 0.99), resume='force'), finished)
+  assert real_runs.steps(finished)  # nothing was set aside
+
+
+def test_free_fields_may_change(finished, fields):
+  config = fields(
+      log_every=7, keep=2, fsdp=False, remat='full', scan_layers=True
+  )
+  assert train.run(config, finished) == 0
+
+
+def test_another_data_set_is_refused(finished, fields, tmp_path):
+  other = real_runs.data_set(tmp_path / 'other', max_images=real_runs.COUNT - 1)
+  with pytest.raises(errors.CheckpointError, match='another data set'):
+    train.run(fields(data=str(other)), finished)
+
+
+def test_the_same_data_set_may_lie_elsewhere(finished, fields, data, tmp_path):
+  shutil.copytree(data, tmp_path / 'moved')
+  assert train.run(fields(data=str(tmp_path / 'moved')), finished) == 0
+
+
+def test_a_start_without_a_checkpoint_binds_to_nothing(fields, tmp_path):
+  workdir = tmp_path / 'run'
+  with pytest.raises(errors.DataError):
+    train.run(fields(data=str(tmp_path / 'none'), lr=0.5), workdir)
+  assert train.run(fields(), workdir, check_only=True) == 0
+
+
+def test_a_relative_run_directory(fields, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert train.run(fields(steps=2), 'runs/x') == 0
+  assert real_runs.steps('runs/x') == [2]
+  assert train.run(fields(steps=3), 'runs/x') == 0
+  assert 'steps 2 to 3' in capsys.readouterr().out
+
+
+def test_a_second_job_in_the_directory_is_refused(fields, data, tmp_path):
+  workdir = tmp_path / 'run'
+  with real_runs.Started(workdir, data=data, steps=STEPS) as run:
+    run.wait_for(lambda: (workdir / 'lock.json').exists())
+    with pytest.raises(errors.CheckpointError, match='another job works on'):
+      train.run(fields(), workdir)

@@ -1,0 +1,185 @@
+"""The run directory: its configuration, its lock, its address and its room."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import multihost
+import pytest
+
+from configs import base
+from irepa_jax import errors
+from irepa_jax.runs import lock
+from irepa_jax.runs import directory
+
+CONFIG = {'model': 'SiT-XL/2', 'betas': (0.9, 0.999), 'log_every': 100}
+
+
+def test_the_same_configuration_is_accepted_again(tmp_path):
+  for _ in range(2):
+    directory.check_config(tmp_path, CONFIG)
+  assert json.loads((tmp_path / 'config.json').read_text())['betas'][1] == 0.999
+
+
+def test_another_configuration_is_refused_with_its_keys(tmp_path):
+  directory.check_config(tmp_path, CONFIG)
+  other = {'model': 'SiT-B/2', 'betas': (0.9, 0.999), 'seed': 1}
+  text = (
+      "trained with log_every=100, now None; model='SiT-XL/2', now 'SiT-B/2';"
+      ' seed=None, now 1. Use a new --workdir or --config.resume=force'
+  )
+  with pytest.raises(errors.CheckpointError, match=text):
+    directory.check_config(tmp_path, other)
+  assert json.loads((tmp_path / 'config.json').read_text())['log_every'] == 100
+
+
+def test_free_keys_and_force_only_warn(tmp_path, caplog):
+  directory.check_config(tmp_path, CONFIG)
+  with caplog.at_level(logging.WARNING, 'absl'):
+    changed = CONFIG | {'log_every': 10}
+    directory.check_config(tmp_path, changed, fields={'log_every': base.free(100)})
+    assert 'log_every=100, now 10' in caplog.text
+    directory.check_config(tmp_path, changed | {'model': 'SiT-S/2'}, force=True)
+    assert "now 'SiT-S/2'" in caplog.text
+  assert json.loads((tmp_path / 'config.json').read_text())['log_every'] == 10
+
+
+def test_a_damaged_config_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model":')
+  with pytest.raises(errors.CheckpointError, match='config.json is damaged'):
+    directory.check_config(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ('address', 'text'),
+    [
+        ('gs://bucket/run', r'gs:// needs gcsfs: pip install irepa_jax\[tpu\]'),
+        ('hdfs://run', "unknown scheme 'hdfs'"),
+    ],
+)
+def test_remote_addresses_need_their_package(address, text, monkeypatch):
+  monkeypatch.setattr(directory.importlib.util, 'find_spec', lambda _: None)
+  with pytest.raises(errors.UsageError, match=text):
+    directory.open_(address, CONFIG)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UsageError, match='file/run is not writable'):
+    directory.open_(tmp_path / 'file' / 'run', CONFIG)
+
+
+def test_little_room_is_told_with_numbers(tmp_path, caplog):
+  with caplog.at_level(logging.WARNING, 'absl'):
+    with directory.open_(tmp_path, CONFIG, state_bytes=10**15, keep=3):
+      pass
+    assert '1000000.0 GB and 3 are kept' in caplog.text
+    caplog.clear()
+    with directory.open_(tmp_path, CONFIG, state_bytes=1):
+      pass
+    assert not caplog.text
+
+
+def test_a_refused_directory_stays_unlocked(tmp_path):
+  with directory.open_(tmp_path, CONFIG):
+    assert (tmp_path / 'lock.json').exists()
+  with pytest.raises(errors.CheckpointError, match='trained with'):
+    directory.open_(tmp_path, {})
+  assert not (tmp_path / 'lock.json').exists()
+
+
+# Lock ------------------------------------------------------------------------
+
+HOLD = '''
+import sys, time
+from irepa_jax.runs import lock
+lock.Lock(sys.argv[1], beat_s=0.05).take()
+print('HELD', flush=True)
+time.sleep(100)
+'''
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that holds the lock of tmp_path."""
+  with subprocess.Popen(
+      [sys.executable, '-c', HOLD, tmp_path],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {'PYTHONPATH': str(multihost.ROOT)},
+  ) as process:
+    assert process.stdout.readline() == 'HELD\n'
+    yield process
+    process.kill()
+
+
+def test_two_jobs_are_refused(tmp_path, holder):
+  text = f'another job works on {tmp_path}: process {holder.pid} on '
+  with pytest.raises(errors.CheckpointError, match=text):
+    lock.Lock(tmp_path).take()
+  assert lock.Lock(tmp_path).release() is None  # is not the other's to remove
+  assert (tmp_path / 'lock.json').exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, holder, caplog):
+  holder.kill()
+  holder.wait()
+  with caplog.at_level(logging.WARNING, 'absl'):
+    mine = lock.Lock(tmp_path)
+    mine.take()
+  assert 'taking over' in caplog.text
+  assert json.loads((tmp_path / 'lock.json').read_text())['pid'] == os.getpid()
+  mine.release()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_process_id_that_was_given_anew_is_not_the_holder(tmp_path, holder):
+  holder.kill()
+  holder.wait()
+  path = tmp_path / 'lock.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'pid': 1}))
+  lock.Lock(tmp_path).take()
+
+
+def elsewhere(path):
+  """Makes a lock look as if it were of a job on another host."""
+  held = json.loads(path.read_text())
+  path.write_text(json.dumps(held | {'host': 'another'}))
+
+
+def test_a_beating_lock_of_another_host_is_respected(tmp_path, holder):
+  del holder
+  found = lock.Lock(tmp_path, beat_s=0.01, patience_s=60)
+  found._holder_lives = lambda held, lives=found._holder_lives: lives(
+      held | {'host': 'another'}
+  )
+  with pytest.raises(errors.CheckpointError, match='another job works'):
+    found.take()
+
+
+@pytest.mark.parametrize('content', [None, ''], ids=['silent', 'empty'])
+def test_a_silent_lock_of_another_host_is_taken_over(tmp_path, holder, content):
+  holder.kill()
+  holder.wait()
+  elsewhere(tmp_path / 'lock.json')
+  if content is not None:
+    (tmp_path / 'lock.json').write_text(content)
+  mine = lock.Lock(tmp_path, beat_s=0.01, patience_s=0.1)
+  mine.take()
+  mine.release()
+
+
+def test_all_processes_of_a_job_are_refused_alike(tmp_path, holder):
+  script = '''
+  from irepa_jax.runs import directory
+  try:
+    rundir.open_(arguments['workdir'], {})
+  except ValueError as error:
+    result(kind=type(error).__name__, text=str(error))
+  '''
+  lines = multihost.run(script, devices=1, workdir=str(tmp_path))
+  assert lines[0] == lines[1]
+  assert lines[0][0]['kind'] == 'CheckpointError'
+  assert f'process {holder.pid} on' in lines[0][0]['text']
