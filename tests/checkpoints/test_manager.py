@@ -397,7 +397,7 @@ def test_failed_saves_in_a_row_end_the_run(run):
 TRAIN = '''
 from irepa_jax.checkpoints import manager, digest
 import tiny_state
-checkpoints = checkpoint.Checkpoints(arguments['folder'], keep=2)
+checkpoints = manager.Checkpoints(arguments['folder'], keep=2)
 found = checkpoints.restore(tiny_state.abstract(jax.devices()))
 state = found[0] if found else tiny_state.create(jax.devices())
 first = int(state.step)
@@ -466,10 +466,10 @@ def read(folder, abstract):
     raise saved_step.Damaged('only here')
   return whole(folder, abstract)
 saved_step.read_state = read
-checkpoints = checkpoint.Checkpoints(arguments['folder'])
+checkpoints = manager.Checkpoints(arguments['folder'])
 state, _ = checkpoints.restore(tiny_state.abstract(jax.devices()))
 result(step=int(state.step))
-part, _ = checkpoint.restore_item(arguments['folder'], 'ema/0')
+part, _ = manager.restore_item(arguments['folder'], 'ema/0')
 with open(arguments['folder'] + '/2/meta/metadata', 'a' if rank else 'r') as f:
   f.write('x') if rank else None
 try:

@@ -320,11 +320,12 @@ def test_difference_names_the_odd_process():
 def test_processes_that_differ_are_told_which():
   results = multihost.run(
       """
-      from irepa_jax.distributed import start, errors
+      from irepa_jax import errors
+      from irepa_jax.distributed import processes
       same = {'config': {'seed': 0, 'betas': (0.9, 0.95)}, 'data': 'abc'}
-      distributed.agree(same)
+      processes.agree(same)
       try:
-        distributed.agree(same | {'config': {'seed': rank, 'lr': 'x' * rank}})
+        processes.agree(same | {'config': {'seed': rank, 'lr': 'x' * rank}})
       except errors.UsageError as error:
         result(line=str(error))
       """,

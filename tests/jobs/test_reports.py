@@ -12,7 +12,7 @@ import small_space
 from configs import quickstart
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
-from irepa_jax.jobs import scoring
+from irepa_jax.jobs import reports
 from irepa_jax.jobs import train
 from irepa_jax.tools import evaluate
 
@@ -88,7 +88,7 @@ spaces.inception_file = lambda source: None
 spaces.inception = lambda source, mesh: small_space.space()
 config = quickstart.get_config('none')
 config.update(arguments['fields'])
-result(code=trainer.run(config, arguments['workdir']))
+result(code=train.run(config, arguments['workdir']))
 """
 
 
@@ -160,4 +160,4 @@ def test_nothing_is_opened_where_nothing_is_scored(real):
   quiet = types.SimpleNamespace(
       config=config('', eval_every=0, eval_inception='/no/weights.pth')
   )
-  assert scoring.open_(quiet) is None
+  assert reports._evaluator(quiet) is None

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 JOB = """
   import os, sys, time
   from irepa_jax.distributed import start, preemption
-  distributed.start()
+  start.join()
   import jax
   from irepa_jax.tools import devices
   assert sys.argv[1:] == ['--x=a b', "it's"], sys.argv

@@ -175,7 +175,7 @@ def test_all_processes_of_a_job_are_refused_alike(tmp_path, holder):
   script = '''
   from irepa_jax.runs import directory
   try:
-    rundir.open_(arguments['workdir'], {})
+    directory.open_(arguments['workdir'], {})
   except ValueError as error:
     result(kind=type(error).__name__, text=str(error))
   '''

@@ -321,7 +321,7 @@ def test_logs_keep_the_lines_of_all_starts(tmp_path, capsys):
 
 def test_event_files_are_written_without_importing_torch(tmp_path):
   code = (
-      'import sys; from irepa_jax import logs; logs.Logs(sys.argv[1], total=1)'
+      'import sys; from irepa_jax.runs import logs; logs.Logs(sys.argv[1], total=1)'
       '.close(); assert "torch" not in sys.modules, "imported"'
   )
   subprocess.run([sys.executable, '-c', code, tmp_path], check=True)
