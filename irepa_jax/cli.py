@@ -6,6 +6,7 @@ what a user got wrong into one line on standard error and an exit status:
 shows the traceback instead. Anything else is a defect and keeps its traceback.
 """
 
+import dataclasses
 import difflib
 import pathlib
 import re
@@ -20,6 +21,17 @@ from configs import base
 from irepa_jax import errors
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
+# Flags that the functions below define belong to the command that calls them,
+# which is where --help lists them.
+flags.disclaim_key_flags()
+
+DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    tuple: flags.DEFINE_list,
+}
 
 BORDER = (
     errors.UsageError,
@@ -39,6 +51,29 @@ def define_config(default=None):
       ' --config.field=value.',
       lock_config=True,
   )
+
+
+def define_options(options, values=flags.FLAGS):
+  """Defines a flag for each field of a dataclass of jobs.options."""
+  for field in dataclasses.fields(options):
+    limits = field.metadata['limits']
+    define = DEFINE[field.type]
+    if 'enum_values' in limits:
+      define = flags.DEFINE_enum
+    many = field.type is tuple
+    define(
+        field.name,
+        list(field.default) if many else field.default,
+        help=field.metadata['help'],
+        flag_values=values,
+        **limits,
+    )
+
+
+def options(cls, values=flags.FLAGS):
+  """Returns the values of the flags of `define_options` as a dict."""
+  found = {f.name: values[f.name].value for f in dataclasses.fields(cls)}
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
 def run(main):

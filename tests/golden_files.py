@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import tarfile
 
 import numpy as np
 
@@ -20,6 +21,12 @@ def load(name):
 def load_json(name):
   """Returns golden/NAME.json."""
   return json.loads((FOLDER / f'{name}.json').read_text())
+
+
+def unpack(name, folder):
+  """Unpacks golden/NAME.tar.xz into a folder."""
+  with tarfile.open(FOLDER / f'{name}.tar.xz') as archive:
+    archive.extractall(folder, filter='data')
 
 
 def subset(arrays, prefix):

@@ -16,7 +16,7 @@ import time
 
 import multihost
 
-from irepa_jax.tools import prepare
+from irepa_jax.jobs import prepare
 
 DEVICES = 8  # of all processes together
 TIMEOUT_S = 300

@@ -203,3 +203,13 @@ def test_configs_load_without_jax():
   names = ', '.join(FILES)
   code = f'import sys\nfrom configs import {names}\nassert "jax" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_every_field_says_whether_a_run_may_go_on_with_another_value(name):
+  assert set(get(name).keys()) == set(base.FIELDS)
+  assert {field.free for field in base.FIELDS.values()} == {True, False}
+
+
+def test_checks_are_of_fields():
+  assert {*check.CHOICES, *check.AT_LEAST} <= set(base.FIELDS)

@@ -11,6 +11,8 @@ from irepa_jax.encoders.encoder import Encoder
 from irepa_jax.encoders.spec import Spec
 from irepa_jax.encoders.table import parameters
 from irepa_jax.encoders.table import table
+from irepa_jax.encoders.table import table_markdown
+from irepa_jax.encoders.table import table_text
 from irepa_jax.encoders.zoo import names
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     'parameters',
     'parse',
     'table',
+    'table_markdown',
+    'table_text',
 ]
 
 # Fields of a module that follow from the name and the resolution.

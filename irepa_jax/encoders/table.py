@@ -15,6 +15,35 @@ def table(names=None, resolution=256):
   return [_row(zoo.find(name), resolution) for name in names or zoo.names()]
 
 
+def table_text(names=None):
+  """Returns the rows as lines of aligned columns, with a header."""
+  rows = table(names)
+  columns = [k for k in rows[0] if any(r[k] not in (None, '') for r in rows)]
+  lines = [columns] + [
+      ['' if row[k] is None else str(row[k]) for k in columns] for row in rows
+  ]
+  wide = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+  return [
+      '  '.join(f'{v:{w}}' for v, w in zip(line, wide, strict=True)).rstrip()
+      for line in lines
+  ]
+
+
+def table_markdown(names=None):
+  """Returns the rows as lines of a Markdown table, of docs/encoders.md."""
+  large = {r['name']: r for r in table(names, resolution=512)}
+  heads = 'name|tokens|width|GFLOP|at 512|M parameters|licence|source|input'
+  lines = [heads.split('|'), ['---'] * (heads.count('|') + 1)]
+  for row in table(names):
+    at_512 = large[row['name']]
+    licence = row['licence'] + (', gated' if row['gated'] else '')
+    size = at_512['gflops'] if at_512['tokens'] else 'refused'
+    values = [row[k] for k in ('name', 'tokens', 'width', 'gflops')]
+    values += [size, row['megaparams'] or None, licence, row['source']]
+    lines.append(['' if v is None else str(v) for v in [*values, row['note']]])
+  return [f'| {" | ".join(line)} |' for line in lines]
+
+
 def parameters(name):
   """Counts the parameters of an encoder, its table as in the published file."""
   spec = zoo.find(name)

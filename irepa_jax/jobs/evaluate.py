@@ -11,19 +11,99 @@ import json
 from etils import epath
 
 from irepa_jax import errors
+from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import encoder_spaces
 from irepa_jax.evals import generated
+from irepa_jax.evals import image_sets
 from irepa_jax.evals import judge as judges
 from irepa_jax.evals import parts
 from irepa_jax.evals import references
 from irepa_jax.evals import spaces as spaces_lib
 from irepa_jax.evals import statistics
+from irepa_jax.jobs import sample
 from irepa_jax.jobs import saved_run
-from irepa_jax.tools import sample
 
 INCEPTION = spaces_lib.INCEPTION
+
+
+def evaluate(
+    samples='',
+    workdir='',
+    *,
+    reference='',
+    write_reference='',
+    out='',
+    count=50_000,
+    step=None,
+    ema=0,
+    settings=None,
+    **judging,
+):
+  """Scores samples or a run; returns the exit status, 75 when told to stop.
+
+  Args:
+    samples: npz, folder or data set; or
+    workdir: of a run, from which `count` images are made.
+    reference: npz, folder or data set.
+    write_reference: npz that gets the statistics of the reference.
+    out: path of the JSON.
+    count, step, ema: images of a run, its checkpoint (None: the newest) and
+      moving average.
+    settings: fields of the configuration that replace those of the run.
+    **judging: of open_judge.
+  """
+  _check_flags(samples, workdir, reference, write_reference, out, count)
+  run, images = None, None
+  if workdir:
+    run = saved_run.open_(workdir, **settings or {})
+  elif samples:
+    images = image_sets.open_(samples)
+  judge = open_judge(reference, side=_side(run, images), **judging)
+  if write_reference:
+    write_statistics(judge, write_reference)
+  if images:
+    of_images(judge, images, out)
+  elif run:
+    loaded = sample.load(run, judge.mesh, ema=ema, step=step)
+    found = of_run(judge, run, loaded, count=count, out=out)
+    if found is None:
+      return preemption.EXIT_STATUS
+  return 0
+
+
+def _check_flags(samples, workdir, reference, write_reference, out, count):
+  if samples and workdir:
+    raise errors.UsageError('--samples or --workdir, not both')
+  if write_reference and not reference:
+    raise errors.UsageError('--write_reference needs --reference')
+  if write_reference and not write_reference.endswith('.npz'):
+    raise errors.UsageError(
+        f'write_reference is {write_reference}; it must end in .npz'
+    )
+  if not (samples or workdir or write_reference):
+    raise errors.UsageError(
+        '--samples=FILE.npz or a folder, or --workdir=RUN, or'
+        ' --write_reference=FILE.npz is required; see --help'
+    )
+  if samples.endswith('.npz') and samples[:-4] == out.removesuffix('.json'):
+    raise errors.UsageError(
+        f'--out={out} would replace what tools.sample tells of the samples'
+    )
+  if count < 2:
+    raise errors.UsageError(f'count is {count}; 2 or more')
+  if samples and (epath.Path(samples) / 'config.json').exists():
+    raise errors.UsageError(
+        f'{samples} is a run directory: --workdir={samples}'
+    )
+
+
+def _side(run, images):
+  """Returns (height, width) of the samples; None without any."""
+  if run:
+    return (run.config.image_size,) * 2
+  return images and images.side
 
 
 def open_judge(

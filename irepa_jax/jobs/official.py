@@ -5,6 +5,8 @@ AdamW, moments by the position of a parameter), `args` and `steps`. A plain
 state dict, as the SiT release has it, is taken for both model and average.
 """
 
+import contextlib
+import json
 import re
 
 import jax
@@ -12,12 +14,79 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from irepa_jax import build
 from irepa_jax import errors
 from irepa_jax import models
+from irepa_jax.checkpoints import manager
+from irepa_jax.distributed import sharding
+from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
+from irepa_jax.jobs import train
+from irepa_jax.models import autoencoders
+from irepa_jax.runs import directory
 from irepa_jax.weights import convert
+from irepa_jax.weights import files
 
 MOMENTS = {'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
+
+
+def import_(file, config, workdir, *, latent_statistics=''):
+  """Makes a run directory of an official checkpoint.
+
+  Args:
+    file: path or hub id.
+    config: of the experiment that it continues.
+    workdir: new.
+    latent_statistics: official file, where the autoencoder has none published.
+  """
+  content = files.read(files.fetch(file))
+  mesh = sharding.make_mesh(allow_subset=True)
+  built = build.experiment(config)
+  if double_output(sections(content)[0]):
+    built = built._replace(
+        model=built.model.clone(out_channels=2 * built.model.channels)
+    )
+  state, missing = to_state(built, config, content)
+  shapes = setup.abstract(built, config, mesh).state
+  meta = _meta(config, built, latent_statistics)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(
+        directory.open_(
+            workdir,
+            config.to_dict(),
+            state_bytes=manager.state_bytes(shapes),
+        )
+    )
+    saved = train.open_checkpoints(config, workdir)
+    stack.callback(saved.close)
+    step = int(state.step)
+    saved.save(step, sharding.put(state, sharding.of(shapes)), meta)
+  print(f'{workdir}: step {step}')
+  for part in missing:
+    print(f'not in the file: {part}')
+
+
+def export(workdir, out, *, ema=0, step=None):
+  """Writes a run in the official layout; OUT ends in .pt or .safetensors.
+
+  ema: which average, from 0; step: of the checkpoint, None is the newest.
+  """
+  run = saved_run.open_(workdir)
+  mesh = sharding.make_mesh(allow_subset=True)
+  average, meta = saved_run.load(run, mesh, ema=ema, step=step)
+  params, _ = saved_run.load_params(run, mesh, step=meta['step'])
+  content = from_state(
+      run.built,
+      params,
+      average,
+      steps=meta['step'],
+      args=json.loads(run.config.to_json()),
+  )
+  if str(out).endswith('.safetensors'):
+    files.write_safetensors(out, content['ema'])
+  else:
+    files.write_torch(out, content)
+  print(f'{out}: step {meta["step"]}, {len(content["ema"])} arrays')
 
 
 def sections(content):
@@ -102,6 +171,27 @@ def from_state(built, params, average, *, steps, args):
       'ema': entries(average),
       'args': args,
       'steps': steps,
+  }
+
+
+def _meta(config, built, statistics):
+  """Returns the meta of an imported checkpoint: its data set is not known."""
+  bias, scale = built.autoencoder.bias, built.autoencoder.scale
+  if statistics:
+    bias, scale = autoencoders.read_statistics(statistics)
+  if scale is None:
+    raise errors.UsageError(
+        f'the latent statistics of {config.autoencoder} are not published with'
+        ' it: give --latent_statistics=FILE'
+    )
+  return {
+      'seed': config.seed,
+      'data': '',
+      'autoencoder': config.autoencoder,
+      'autoencoder_sha256': '',
+      'bias': list(bias),
+      'scale': list(scale),
+      'class_names': [],
   }
 
 

@@ -26,13 +26,13 @@ from irepa_jax.data import pipeline
 from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import compare
+from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
 from irepa_jax.runs import throughput
-from irepa_jax.tools import compare
-from irepa_jax.tools import prepare
 from irepa_jax.train import loop
 
 

@@ -13,174 +13,13 @@ The collectives are counted by type and dtype in the compiled program: with
 FSDP, weights should be gathered in bfloat16 and activations not at all.
 """
 
-import collections
 import json
-import os
-import pathlib
-import re
-import time
-from typing import NamedTuple
 
 from absl import flags
-from absl import logging
-import jax
-import numpy as np
 
-from irepa_jax import build
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax.distributed import sharding
-from irepa_jax.jobs import setup
-
-# Accelerator types that the compiler wants to read from its environment.
-TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
-# GPUs as the compiler describes them, one file each.
-TARGETS = pathlib.Path(__file__).parent / 'targets'
-# Without a GPU, kernels that have to be tried out cannot be chosen: matrix
-# products are left to cuBLAS.
-GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
-COLLECTIVE = re.compile(
-    r'= \(?(\w+)\[.*? (all-gather|all-reduce|reduce-scatter|all-to-all|'
-    r'collective-permute)(?:-start)?\('
-)
-GIB = 2**30
-
-
-def plan(config, slice_name=''):
-  """Returns what a run needs, as a dict; see the docstring of the module."""
-  devices = topology(slice_name) if slice_name else jax.devices()
-  mesh = sharding.make_mesh(
-      config.mesh_data,
-      config.mesh_model,
-      devices=devices,
-      allow_subset=config.allow_subset,
-  )
-  sharding.check_batch(config.batch_size, mesh, config.accumulate)
-  built = build.experiment(config, mesh)
-  shapes = setup.abstract(built, config, mesh)
-  report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
-  report |= sizes(shapes)
-  flops = build.train_flops(built, config)
-  report['train_gflop_per_image'] = round(flops / 1e9, 1)
-  if slice_name:
-    report |= compiled(built, config, mesh, shapes)
-  return report
-
-
-def topology(name):
-  """Returns the devices of a TPU slice, or GPUs, that are not there."""
-  kind, _, bounds = name.partition(':')
-  target = TARGETS / f'{kind}.txtpb'
-  gpus = sorted(path.stem for path in TARGETS.glob('*.txtpb'))
-  if kind in gpus and re.fullmatch(r'(\d+)?', bounds):
-    return _found(
-        name,
-        'cuda',
-        'jax[cuda12]',
-        topology=f'1x1x{bounds or 1}',
-        target_config=target.read_text(),
-    )
-  if kind not in TYPES or not re.fullmatch(r'\d+(x\d+)+', bounds):
-    raise errors.UsageError(
-        f'topology {name!r}; it must be like v5e:2x4, with {", ".join(TYPES)};'
-        f' or like h200:8, with {", ".join(gpus)}'
-    )
-  chips = int(np.prod([int(n) for n in bounds.split('x')]))
-  os.environ |= {
-      'TPU_SKIP_MDS_QUERY': '1',
-      'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
-      'TPU_WORKER_HOSTNAMES': 'localhost',
-  }
-  single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
-  return _found(name, 'tpu', 'libtpu', **single)
-
-
-def _found(name, platform, package, **options):
-  """Asks the compiler of a platform for the devices of a topology."""
-  from jax.experimental import topologies
-
-  try:
-    found = topologies.get_topology_desc(name, platform, **options)
-  except (NotImplementedError, RuntimeError) as error:
-    raise errors.UsageError(
-        f'no compiler for {name}: {str(error).splitlines()[0]} (pip install'
-        f' {package})'
-    ) from error
-  return list(found.devices)
-
-
-def sizes(shapes):
-  """Counts parameters, and bytes of the state on one device."""
-  state, batch, frozen, _ = shapes
-  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  return {
-      'parameters': {k: count(v) for k, v in state.params.items()},
-      'encoder_parameters': [count(params) for params in frozen],
-      'state_gib_per_device': gib(state),
-      'encoders_gib_per_device': gib(frozen),
-      'batch_mib_per_device': round(1024 * gib(batch), 2),
-  }
-
-
-class Statistics(NamedTuple):
-  """Stands in for the manifest of a data set."""
-
-  bias: tuple[float, ...]
-  scale: tuple[float, ...]
-
-
-def gib(tree):
-  """Bytes of one device's shards of a tree, in GiB."""
-  shard = lambda x: np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-  return round(float(sum(map(shard, jax.tree.leaves(tree)))) / GIB, 3)
-
-
-def compiled(built, config, mesh, shapes):
-  """Compiles the training step; returns its memory and collectives."""
-  ones = (1.0,) * built.model.channels
-  step = setup.jit_step(built, config, mesh, Statistics(ones, ones))
-  start = time.time()
-  try:
-    platform = mesh.devices.flat[0].platform
-    options = GPU_OPTIONS if platform in ('cuda', 'gpu') else None
-    program = step.lower(*shapes).compile(options)
-  except Exception as error:  # the compiler's own errors have no public type
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    line = re.search(r'[^\n]*xceed[^\n]*', str(error))
-    raise errors.UsageError(
-        f'does not fit: {(line or re.search(".*", str(error))).group(0)}; less'
-        ' memory: --config.remat=full, --config.fsdp=true,'
-        ' --config.accumulate=2'
-    ) from error
-  memory = program.memory_analysis()
-  return {
-      'compile_s': round(time.time() - start),
-      'arguments_gib': round(memory.argument_size_in_bytes / GIB, 2),
-      'temporaries_gib': round(memory.temp_size_in_bytes / GIB, 2),
-      'collectives': collectives(_text(program)),
-  }
-
-
-def _text(program):
-  """Returns the text of a compiled program; '' where JAX cannot read it.
-
-  XLA does not parse what some compilers of TPU v6e write; memory is known all
-  the same.
-  """
-  try:
-    return program.as_text()
-  except jax.errors.JaxRuntimeError as error:
-    logging.warning('no count of collectives: %s', str(error).split('\n')[0])
-    return ''
-
-
-def collectives(text):
-  """Counts collectives of a compiled program as {'all-gather bf16': n}."""
-  found = collections.Counter(
-      f'{name} {dtype}' for dtype, name in COLLECTIVE.findall(text)
-  )
-  return dict(sorted(found.items()))
+from irepa_jax.jobs import plan
 
 
 def define_flags():
@@ -198,7 +37,7 @@ def main(args):
   v = flags.FLAGS
   if args[1:] or v.config is None:
     raise errors.UsageError('--config=FILE is required; see --help')
-  print(json.dumps(plan(v.config, v.topology), indent=2))
+  print(json.dumps(plan.plan(v.config, v.topology), indent=2))
   return 0
 
 

@@ -42,7 +42,7 @@ def test_photographs_and_digits_need_no_files():
 
 
 def test_prepared_data_set_brings_labels_and_moments(tmp_path):
-  from irepa_jax.tools import prepare
+  from irepa_jax.jobs import prepare
 
   prepare.prepare(
       'digits', tmp_path, image_size=16, autoencoder='haar', image_format='png',

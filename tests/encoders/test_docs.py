@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from irepa_jax import encoders
-from irepa_jax.tools import weights
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
@@ -16,7 +15,7 @@ REPEAT = 'python -m irepa_jax.tools.weights encoder all --markdown'
 
 
 def test_table_is_that_of_the_registry():
-  wanted = weights.encoder_markdown('all')
+  wanted = encoders.table_markdown()
   pipes = wanted[0].count('|')
   lines = PAGE.read_text().splitlines()
   assert [row for row in lines if row.count('|') == pipes] == wanted, REPEAT

@@ -6,14 +6,15 @@ import pytest
 
 from configs import quickstart
 from irepa_jax import build
+from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.jobs import official
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
-from irepa_jax.tools import weights as tool
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import listing
 
 STATISTICS = {
     'latents_bias': np.zeros((1, 4, 1, 1), np.float32),
@@ -61,17 +62,17 @@ def test_import_then_export_is_the_identity(files):
   folder, content = files
   config, built = experiment()
   workdir = str(folder / 'run')
-  tool.import_(
+  official.import_(
       folder / 'a.pt', config, workdir, latent_statistics=folder / 'stats.pt'
   )
-  tool.export(workdir, folder / 'b.pt')
+  official.export(workdir, folder / 'b.pt')
   back = files.read(folder / 'b.pt')
   assert back['steps'] == 5
   for section in ('model', 'ema'):
     assert set(back[section]) == set(content[section])
     for name, value in content[section].items():
       np.testing.assert_array_equal(back[section][name], value)
-  tool.export(workdir, folder / 'b.safetensors')
+  official.export(workdir, folder / 'b.safetensors')
   flat = files.read(folder / 'b.safetensors')
   np.testing.assert_array_equal(flat['pos_embed'], content['ema']['pos_embed'])
   state, _ = official.to_state(built, config, content)
@@ -90,7 +91,7 @@ def test_an_imported_run_trains_on(files):
       watchdog_s=0,
   )  # fmt: skip
   workdir = str(folder / 'run')
-  tool.import_(
+  official.import_(
       folder / 'a.pt', config, workdir, latent_statistics=folder / 'stats.pt'
   )
   assert train.run(config, workdir) == 0
@@ -100,7 +101,7 @@ def test_an_imported_run_trains_on(files):
 def test_torch_reads_what_is_exported(files, run_directory):
   torch = pytest.importorskip('torch')
   folder, _ = files
-  tool.export(run_directory, folder / 'c.pt')
+  official.export(run_directory, folder / 'c.pt')
   content = torch.load(folder / 'c.pt', weights_only=True)
   assert content['steps'] == 2
   assert content['model']['blocks.0.attn.qkv.weight'].shape == (192, 64)
@@ -134,14 +135,13 @@ def test_another_architecture_is_named(files):
   config, _ = experiment()
   config.model = 'SiT-S/2'
   with pytest.raises(errors.DataError, match=r'looks like SiT-T/2 \(4 blocks'):
-    tool.import_(folder / 'a.pt', config, folder / 'run')
+    official.import_(folder / 'a.pt', config, folder / 'run')
   assert not (folder / 'run' / 'checkpoints').exists()
 
 
-def test_show_and_the_table_of_encoders(files, capsys):
+def test_listing_and_the_table_of_encoders(files):
   folder, _ = files
-  tool.show(folder / 'a.pt')
-  tool.encoder_table('dinov2-vit-b')
-  text = capsys.readouterr().out
+  text = '\n'.join(listing.describe(folder / 'a.pt'))
+  text += '\n'.join(encoders.table_text(['dinov2-vit-b']))
   assert 'blocks.0.attn.qkv.weight  float32[192, 64]' in text
   assert 'facebook/dinov2-base' in text

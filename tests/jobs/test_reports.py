@@ -12,9 +12,9 @@ import small_space
 from configs import quickstart
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
+from irepa_jax.jobs import evaluate
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import train
-from irepa_jax.tools import evaluate
 
 COUNT, FINAL = 20, 28
 SETTINGS = dict(
@@ -67,7 +67,7 @@ def test_figures_are_logged_and_the_state_does_not_know(small, real, tmp_path):
   flags = dict(
       workdir=tmp_path / 'a', reference=real, count=FINAL, batch_size=16
   )
-  assert evaluate.run_command(out=str(tmp_path / 'e.json'), **flags) == 0
+  assert evaluate.evaluate(out=str(tmp_path / 'e.json'), **flags) == 0
   offline = json.loads((tmp_path / 'e.json').read_text())
   np.testing.assert_allclose(offline['fid'], told['fid'], rtol=1e-4)
   assert offline['samples'] == told['samples']

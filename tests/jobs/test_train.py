@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 
+import golden_files
 import jax
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import real_runs
 from configs import quickstart
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
+from irepa_jax.jobs import sample
 from irepa_jax.jobs import train
 
 STEPS = 32
@@ -239,6 +241,24 @@ def test_free_fields_may_change(finished, fields):
       log_every=7, keep=2, fsdp=False, remat='full', scan_layers=True
   )
   assert train.run(config, finished) == 0
+
+
+def test_a_run_of_version_0_1_goes_on_and_is_sampled(tmp_path, monkeypatch):
+  """Two steps were trained by the code of 0.1, and there 3 and 4 as well."""
+  golden_files.unpack('run_of_version_0_1', tmp_path)
+  monkeypatch.chdir(tmp_path)
+  config = quickstart.get_config('none')
+  config.update(
+      data='data', batch_size=16, steps=4, log_every=1, checkpoint_every=1,
+      keep=1, eval_every=0, sample_every=0,
+  )  # fmt: skip
+  assert train.run(config, 'run') == 0
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  losses = [json.loads(line)['loss'] for line in lines]
+  there = [2.06543589, 2.04712630, 1.97802365, 1.92913461]
+  np.testing.assert_allclose(losses, there, rtol=1e-5)  # sums in other orders
+  assert sample.sample('run', out='s', count=8, sample_steps=2) == 0
+  assert np.load('s.npz')['arr_0'].shape == (8, 16, 16, 3)
 
 
 def test_another_data_set_is_refused(finished, fields, tmp_path):

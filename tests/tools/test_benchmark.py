@@ -4,9 +4,9 @@ import pytest
 
 from configs import quickstart
 from irepa_jax import errors
-from irepa_jax.tools import benchmark
+from irepa_jax.tools.benchmarks import step as benchmark
 
-# Fields of benchmark_torch.SiT.
+# Fields of pytorch.SiT.
 SETTINGS = dict(
     patch=2, width=32, depth=2, heads=2, size=8, channels=4, num_classes=10,
     align_depth=1, target=16,
@@ -32,10 +32,10 @@ def test_figures_of_a_step():
 
 def test_the_yardstick_computes_the_same_kind_of_loss():
   torch = pytest.importorskip('torch')
-  from irepa_jax.tools import benchmark_torch
+  from irepa_jax.tools.benchmarks import pytorch
 
   torch.compiler.set_stance('force_eager')  # compiling takes a minute
-  step = benchmark_torch.make_step(SETTINGS, 4, dtype='float32')
+  step = pytorch.make_step(SETTINGS, 4, dtype='float32')
   losses = [step() for _ in range(3)]
   torch.compiler.set_stance('default')
   # Unit latents and noise: |v|^2 is about 2, and the cosine starts near 0.
@@ -44,10 +44,10 @@ def test_the_yardstick_computes_the_same_kind_of_loss():
 
 def test_the_yardstick_runs_in_a_process_of_its_own(monkeypatch):
   pytest.importorskip('torch')
-  from irepa_jax.tools import benchmark_torch
+  from irepa_jax.tools.benchmarks import pytorch
 
   monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
-  theirs = benchmark_torch.Process(SETTINGS, 4, dtype='float32')
+  theirs = pytorch.Process(SETTINGS, 4, dtype='float32')
   seconds = [theirs.once() for _ in range(2)]
   assert all(0 < s < 60 for s in seconds)
 

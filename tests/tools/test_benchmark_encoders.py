@@ -6,7 +6,7 @@ from configs import quickstart
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax.encoders import vit
-from irepa_jax.tools import benchmark_encoders
+from irepa_jax.tools.benchmarks import encoders as benchmark_encoders
 
 # Found as 'test_benchmark_encoders:SMALL'.
 SMALL = encoders.Spec('small', vit.ViT(32, 2, 2, patch=8), gflops=(0.01,))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from irepa_jax.tools import benchmark_metrics
+from irepa_jax.tools.benchmarks import metrics as benchmark_metrics
 
 
 def test_figures_of_a_small_study():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from irepa_jax.evals import scores
-from irepa_jax.tools import benchmark_scores as benchmark
+from irepa_jax.tools.benchmarks import scores as benchmark
 
 SIZE = dict(count=300, width=12)
 

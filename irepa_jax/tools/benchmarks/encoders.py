@@ -1,8 +1,8 @@
 """Times encoders alone, and says what share of a training step each would be.
 
-  python -m irepa_jax.tools.benchmark_encoders --config=configs/sit_xl.py \
+  python -m irepa_jax.tools.benchmarks.encoders --config=configs/sit_xl.py \
       --config.encoder=dinov2-vit-b,pe-vit-l,hog-vit-g16_d128
-  python -m irepa_jax.tools.benchmark_encoders --config=configs/sit_xl.py --all
+  python -m irepa_jax.tools.benchmarks.encoders --config=configs/sit_xl.py --all
 
 Weights and images are random. With t and s the seconds per image of the encoder
 and of a step that reads stored features, an encoder in the step takes the share
@@ -27,7 +27,7 @@ from irepa_jax import errors
 from irepa_jax.distributed import host_memory
 from irepa_jax.distributed import sharding
 from irepa_jax.distributed import start
-from irepa_jax.tools import benchmark
+from irepa_jax.tools.benchmarks import step
 
 COLUMNS = (
     'encoder', 'batch', 'ms', 'img/s', 'TFLOP/s', 'share', 'step img/s',
@@ -70,13 +70,13 @@ def encoder_s(encoder, mesh, images, repeats, *, fsdp=True):
   )
   x = sharding.put(pixels, sharding.batch_sharding(mesh))
   encode = jax.jit(encoder.encode)
-  return benchmark.median_s(lambda: encode(params, x), repeats)
+  return step.median_s(lambda: encode(params, x), repeats)
 
 
 def cached_step_s(config, mesh, repeats):
   """Returns the median seconds of a training step with stored features."""
   built = build.experiment(config, mesh)
-  timed = benchmark.Ours(built, config, mesh)
+  timed = step.Ours(built, config, mesh)
   return statistics.median(timed.once() for _ in range(repeats))
 
 

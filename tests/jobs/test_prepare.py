@@ -26,7 +26,7 @@ from irepa_jax import models
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
 from irepa_jax.data import sources
-from irepa_jax.tools import prepare as tool
+from irepa_jax.jobs import prepare as tool
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
@@ -425,7 +425,7 @@ def test_only_what_is_damaged_is_written_again(tmp_path, kind, suffix):
 SLOW = """
 import sys, time
 from irepa_jax.data import sources
-from irepa_jax.tools import prepare
+from irepa_jax.jobs import prepare
 
 class Slow:
   def __init__(self, source): self.source = source
@@ -509,7 +509,7 @@ def test_two_real_processes_prepare_and_read_one_data_set(tmp_path):
       from jax.experimental import multihost_utils
       from irepa_jax.distributed import sharding
       from irepa_jax.data import pipeline
-      from irepa_jax.tools import prepare
+      from irepa_jax.jobs import prepare
       manifest = prepare.prepare('digits', arguments['out'], **arguments['options'])
       split = sharding.batch_sharding(sharding.make_mesh())
       mine = pipeline.local_rows(split, 8)

@@ -13,7 +13,7 @@ import small_space
 from irepa_jax import errors
 from irepa_jax.evals import spaces
 from irepa_jax.jobs import evaluate
-from irepa_jax.tools import sweep
+from irepa_jax.jobs import sweep
 
 COARSE, FINE = 16, 24
 
@@ -40,7 +40,7 @@ def run(workdir, judge, **changes):
   settings = (
       dict(coarse_count=COARSE, count=FINE, settings={'seed': 5}) | changes
   )
-  return sweep.sweep(workdir, CANDIDATES, judge, **settings)
+  return sweep.evaluated(workdir, CANDIDATES, judge, **settings)
 
 
 def test_combinations_without_guidance_have_one_interval():

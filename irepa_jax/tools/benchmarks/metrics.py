@@ -1,6 +1,6 @@
 """Times the spatial metrics: images/s and memory on random tokens.
 
-  python -m irepa_jax.tools.benchmark_metrics
+  python -m irepa_jax.tools.benchmarks.metrics
 
 Measures what tools.analyze does with tokens once an encoder has made them: all
 four metrics before and after spatial normalisation, with masks, one batch at a

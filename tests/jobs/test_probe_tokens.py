@@ -10,16 +10,16 @@ from irepa_jax import errors
 from irepa_jax.analysis import inputs
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import probe as probes
+from irepa_jax.jobs import probe
 from irepa_jax.jobs import run_tokens
 from irepa_jax.jobs import saved_run
-from irepa_jax.tools import probe
 
 HOG = 'hog-vit-g4_d128'
 
 
 def run(data='digits', **settings):
   settings = dict(image_size=16, fit=probes.ridge) | settings
-  return list(probe.run(data, **settings))
+  return list(probe.accuracies(data, **settings))
 
 
 def test_hog_reads_digits_far_better_than_chance():

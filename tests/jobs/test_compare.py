@@ -5,7 +5,7 @@ import json
 import pytest
 
 from irepa_jax import errors
-from irepa_jax.tools import compare
+from irepa_jax.jobs import compare
 
 METRICS = ('eval/accuracy',)
 

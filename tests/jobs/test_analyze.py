@@ -9,15 +9,16 @@ import PIL.Image
 import pytest
 
 from configs import quickstart
+from irepa_jax import cli
 from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.analysis import inputs
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import analyze_options
 from irepa_jax.jobs import run_tokens
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import train
 from irepa_jax.tools import analyze as tool
-from irepa_jax.tools import analyze_options
 
 pytest.importorskip('matplotlib')
 HOG = 'hog-vit-g4_d128'
@@ -27,7 +28,7 @@ PHOTOS = '--data=sklearn:photos'
 def analyze(*args):
   """Runs the command in this process; returns its exit status."""
   values = flags.FlagValues()
-  analyze_options.define_flags(values)
+  cli.define_options(analyze_options.Options, values)
   return tool.main(values(['analyze', *map(str, args)]), values)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import sit_s
 from irepa_jax import errors
-from irepa_jax.tools import plan
+from irepa_jax.jobs import plan
 
 
 def test_sizes_without_a_compiler():

@@ -12,7 +12,7 @@ from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax.evals import encoder_spaces
 from irepa_jax.evals import scores
-from irepa_jax.tools import evaluate
+from irepa_jax.jobs import evaluate
 from irepa_jax.weights import files as weight_files
 
 HOG = 'hog-vit-g4_d128'
@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def run(tmp_path, samples, reference, **flags):
   out = tmp_path / 'found.json'
-  status = evaluate.run_command(
+  status = evaluate.evaluate(
       samples, reference=reference, out=str(out), batch_size=16, **flags
   )
   assert status == 0
@@ -79,7 +79,7 @@ def test_stored_statistics_serve_every_space(files, tiny_clip, tmp_path):
   spaces = [f'clip@{tiny_clip}', HOG]
   stored = str(tmp_path / 'stored.npz')
   direct = run(tmp_path, samples, reference, spaces=spaces)
-  assert not evaluate.run_command(
+  assert not evaluate.evaluate(
       reference=reference, write_reference=stored, spaces=spaces, batch_size=16
   )
   again = run(tmp_path, samples, stored, spaces=spaces)

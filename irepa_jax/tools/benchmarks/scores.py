@@ -1,7 +1,7 @@
 """Times the scores at full size: seconds and peak memory, on random features.
 
-  python -m irepa_jax.tools.benchmark_scores --part=fid
-  python -m irepa_jax.tools.benchmark_scores --part=precision_recall
+  python -m irepa_jax.tools.benchmarks.scores --part=fid
+  python -m irepa_jax.tools.benchmarks.scores --part=precision_recall
 
 Parts: fid (moments of two sets, summed in batches, and the distance),
 precision_recall (all against all), precision_recall_adm (10,000 real images,

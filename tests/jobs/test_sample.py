@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from irepa_jax import errors
+from irepa_jax.jobs import sample
 from irepa_jax.jobs import saved_run
-from irepa_jax.tools import sample
 
 COUNT = 21
 

@@ -19,9 +19,9 @@ from irepa_jax.distributed import preemption
 from irepa_jax.evals import parts
 from irepa_jax.evals import scores
 from irepa_jax.evals import spaces
+from irepa_jax.jobs import evaluate
+from irepa_jax.jobs import sample
 from irepa_jax.models import inception
-from irepa_jax.tools import evaluate
-from irepa_jax.tools import sample
 from irepa_jax.weights import files
 
 COUNT = 21
@@ -46,7 +46,7 @@ def real(tmp_path):
 
 def run(out, **flags):
   flags = dict(batch_size=16, out=str(out)) | flags
-  assert evaluate.run_command(**flags) == 0
+  assert evaluate.evaluate(**flags) == 0
   return json.loads(out.read_text())
 
 
@@ -140,7 +140,7 @@ def test_statistics_alone_give_the_distances_of_the_images(
   for rows in (10_000, 0):
     stored = str(tmp_path / f'stored{rows}.npz')
     flags = dict(reference=real, batch_size=16)
-    code = evaluate.run_command(
+    code = evaluate.evaluate(
         write_reference=stored, reference_rows=rows, **flags
     )
     assert code == 0
@@ -161,7 +161,7 @@ def test_other_networks_beside_or_without_inception(small, real, tmp_path):
   assert {'fid', f'fd_{hog}'} <= set(both)
   assert both['settings']['weights_sha256'] == {'inception': '5' * 64, hog: ''}
   stored = str(tmp_path / 'stored.npz')
-  evaluate.run_command(reference=real, write_reference=stored, spaces=[hog])
+  evaluate.evaluate(reference=real, write_reference=stored, spaces=[hog])
   common['reference'] = stored
   alone = run(tmp_path / 'b.json', spaces=[hog], **common)
   assert 'fid' not in alone
@@ -179,13 +179,13 @@ def test_a_result_that_is_there_is_not_made_again(
 ):
   flags = dict(workdir=run_directory, reference=real, count=18, batch_size=16)
   folder = run_directory / 'evaluations'
-  evaluate.run_command(**flags)
+  evaluate.evaluate(**flags)
   (first,) = folder.glob('0000002-18-*.json')
   before = first.read_text()
-  evaluate.run_command(**flags, settings={'guidance': 2.0})
+  evaluate.evaluate(**flags, settings={'guidance': 2.0})
   assert len(list(folder.glob('0000002-18-*.json'))) == 2
   monkeypatch.setattr(sample, 'fill', lambda *_, **__: pytest.fail('samples'))
-  evaluate.run_command(**flags)
+  evaluate.evaluate(**flags)
   assert first.read_text() == before
   assert 'is there already' in capsys.readouterr().out
 
@@ -243,13 +243,13 @@ TWO = """
 import pathlib, sys
 import small_space
 from irepa_jax.evals import spaces
-from irepa_jax.tools import evaluate
+from irepa_jax.jobs import evaluate
 spaces.inception_file = lambda source: None
 spaces.inception = lambda source, mesh: small_space.space()
 pathlib.Path(arguments['folder']).mkdir(exist_ok=True)
 for name, flags in arguments['commands'].items():
   out = arguments['folder'] + '/' + name + '.json'
-  result(code=evaluate.run_command(out=out, batch_size=16, **flags))
+  result(code=evaluate.evaluate(out=out, batch_size=16, **flags))
 """
 
 
@@ -313,13 +313,13 @@ def test_bad_input_is_told_in_one_line(
   }
   flags = {k: places.get(v, v) for k, v in flags.items()}
   with pytest.raises(error, match=said) as raised:
-    evaluate.run_command(**flags)
+    evaluate.evaluate(**flags)
   assert '\n' not in str(raised.value)
 
 
 def test_missing_weights_are_told_before_anything(run_directory, real):
   with pytest.raises(errors.DataError, match='--inception=PATH'):
-    evaluate.run_command(
+    evaluate.evaluate(
         workdir=run_directory, reference=real, inception='/no/weights.pth'
     )
 
