@@ -13,7 +13,7 @@ from irepa_jax.jobs import official
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
 from irepa_jax.weights import convert
-from irepa_jax.weights import files
+from irepa_jax.weights import files as weight_files
 from irepa_jax.weights import listing
 
 STATISTICS = {
@@ -53,8 +53,8 @@ def tiny_file():
 @pytest.fixture(name='files')
 def fixture_files(tmp_path):
   _, _, content = tiny_file()
-  files.write_torch(tmp_path / 'a.pt', content)
-  files.write_torch(tmp_path / 'stats.pt', STATISTICS)
+  weight_files.write_torch(tmp_path / 'a.pt', content)
+  weight_files.write_torch(tmp_path / 'stats.pt', STATISTICS)
   return tmp_path, content
 
 
@@ -66,14 +66,14 @@ def test_import_then_export_is_the_identity(files):
       folder / 'a.pt', config, workdir, latent_statistics=folder / 'stats.pt'
   )
   official.export(workdir, folder / 'b.pt')
-  back = files.read(folder / 'b.pt')
+  back = weight_files.read(folder / 'b.pt')
   assert back['steps'] == 5
   for section in ('model', 'ema'):
     assert set(back[section]) == set(content[section])
     for name, value in content[section].items():
       np.testing.assert_array_equal(back[section][name], value)
   official.export(workdir, folder / 'b.safetensors')
-  flat = files.read(folder / 'b.safetensors')
+  flat = weight_files.read(folder / 'b.safetensors')
   np.testing.assert_array_equal(flat['pos_embed'], content['ema']['pos_embed'])
   state, _ = official.to_state(built, config, content)
   mu = next(s.mu for s in state.opt_state[1] if hasattr(s, 'mu'))
