@@ -23,47 +23,47 @@ class Field(NamedTuple):
   free: bool
 
 
-def fixed(default, meaning=''):
+def fixed(default, meaning):
   """A field that decides the numbers of a run."""
   return Field(default, meaning, free=False)
 
 
-def free(default, meaning=''):
+def free(default, meaning):
   """A field that may change when a run is continued."""
   return Field(default, meaning, free=True)
 
 
 FIELDS = {
     'preset': fixed('irepa', 'of alignment, below'),
-    'seed': fixed(0),
+    'seed': fixed(0, 'of weights, noise and data order'),
 
     # Data: a folder written by irepa_jax.tools.prepare.
-    'data': free('data/imagenet256'),
+    'data': free('data/imagenet256', 'folder'),
     'image_size': fixed(256, 'pixels'),
-    'num_classes': fixed(1000),
-    'autoencoder': fixed('sd-vae-ft-mse'),
+    'num_classes': fixed(1000, 'of the data set; one more row is the null label'),
+    'autoencoder': fixed('sd-vae-ft-mse', 'its name; prepare has made the latents with it'),
     'autoencoder_weights': free(
         '', "path or hub id; '' is its published source"
     ),
     'flips': fixed(False, 'mirrored records, where the data set holds them'),
     'batch_size': fixed(256, 'of the whole job, not of one device'),
-    'data_threads': free(16),
+    'data_threads': free(16, 'that read records'),
     'prefetch': free(2, 'batches on the device ahead of the step'),
     'skip_bad': free(False, 'replace damaged records instead of stopping'),
     'verify_data': free(False, 'checksum every shard before the start'),
 
     # Model.
-    'model': fixed('SiT-XL/2'),
-    'qk_norm': fixed(False),
+    'model': fixed('SiT-XL/2', 'SIZE/PATCH'),
+    'qk_norm': fixed(False, 'LayerNorm of queries and keys'),
     'dtype': fixed('bfloat16', 'of matrix products; parameters are float32'),
     'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
     'scan_layers': free(True, 'compiles several times faster than unrolled'),
     'remat': free('names', 'none, names (recompute cheap layers), full'),
 
     # Alignment. Several encoders: 'dinov2-vit-b,hog-vit-g16_d128'.
-    'encoder': fixed('dinov2-vit-b'),
+    'encoder': fixed('dinov2-vit-b', 'its names, comma separated'),
     'encoder_weights': free('', 'path or hub id each, comma separated'),
-    'encoder_dtype': fixed('bfloat16'),
+    'encoder_dtype': fixed('bfloat16', 'of its matrix products'),
     'encoder_scan': free(False, 'over layers: a large one compiles faster'),
     'features': fixed('online', 'or cached: features written by prepare'),
     'align_depth': fixed(8, 'the block, from 1, whose tokens are aligned'),
@@ -73,7 +73,7 @@ FIELDS = {
     'projector': fixed('conv', 'mlp, linear, conv'),
     'projector_kernel': fixed(3, 'of conv: 1, 3, 5, 7'),
     'projector_hidden': fixed(2048, 'of mlp'),
-    'spatial_norm': fixed(True),
+    'spatial_norm': fixed(True, 'of the targets'),
     'gamma': fixed(0.6, 'share of the mean that spatial_norm takes away'),
 
     # Diffusion. t = 0 is data, t = 1 is noise.
@@ -81,16 +81,16 @@ FIELDS = {
     'prediction': fixed('v', 'what the network returns: v, x, eps'),
     'time': fixed('uniform', 'lognormal, logit_normal'),
     'time_mean': fixed(0.0, 'of logit_normal'),
-    'time_std': fixed(1.0),
-    'label_dropout': fixed(0.1),
+    'time_std': fixed(1.0, 'of logit_normal'),
+    'label_dropout': fixed(0.1, 'probability of the null label'),
 
     # Optimiser: AdamW after clipping the global norm.
-    'steps': free(400_000),
-    'lr': fixed(1e-4),
+    'steps': free(400_000, 'of the whole run'),
+    'lr': fixed(1e-4, 'after the warm-up'),
     'warmup_steps': fixed(0, 'linear, then constant'),
-    'betas': fixed((0.9, 0.999)),
-    'adam_eps': fixed(1e-8),
-    'weight_decay': fixed(0.0),
+    'betas': fixed((0.9, 0.999), 'of AdamW'),
+    'adam_eps': fixed(1e-8, 'of AdamW'),
+    'weight_decay': fixed(0.0, 'of AdamW'),
     'clip': fixed(1.0, '0 is off'),
     'ema': fixed((0.9999,), 'decays; the first is sampled from'),
     'accumulate': free(1, 'microbatches per step'),
@@ -98,39 +98,39 @@ FIELDS = {
 
     # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
     'mesh_data': free(-1, '-1: all the rest'),
-    'mesh_model': free(1),
+    'mesh_model': free(1, 'devices that split matrices'),
     'fsdp': free(True, "split parameters and optimiser over 'data' as well"),
     'allow_subset': free(False, 'leave devices idle when the mesh is smaller'),
 
     # The run directory.
     'log_every': free(100, 'steps'),
-    'checkpoint_every': free(5_000),
+    'checkpoint_every': free(5_000, 'steps'),
     'keep': free(3, 'newest checkpoints'),
     'keep_every': free(100_000, 'and every such step for ever; 0 is none'),
-    'max_failed_saves': free(3),
+    'max_failed_saves': free(3, 'in a row before the run stops'),
     'resume': free('auto', 'force: take over a run of another config'),
     'wandb': free('', 'project name'),
     'profile_steps': free(0, 'steps in the trace, starting at the tenth'),
     'watchdog_s': free(1800, 'end a hung process with a stack; 0 is off'),
 
     # Sampling: the grids of a run and the defaults of tools.sample.
-    'sample_every': free(10_000),
-    'sample_count': free(64),
+    'sample_every': free(10_000, 'steps; 0 is never'),
+    'sample_count': free(64, 'images of a grid'),
     'sampler': free('euler_maruyama', 'euler, heun'),
-    'sample_steps': free(250),
+    'sample_steps': free(250, 'of the sampler'),
     'guidance': free(1.0, 'scale; 1 is none'),
     'guidance_low': free(0.0, 'guided where low <= t <= high'),
-    'guidance_high': free(1.0),
+    'guidance_high': free(1.0, 'guided where low <= t <= high'),
     'labels': free('random', 'or balanced'),
     'quantise': free('truncate', 'as released; or round'),
 
     # Scores in flight, of images from the first average: 0 is off. `digits`
     # judges the quickstart; `fid` gives FID, sFID, Inception Score and, where the
     # reference has images, precision, recall and KID.
-    'eval_every': free(0),
+    'eval_every': free(0, 'steps; 0 is never'),
     'eval_count': free(500, 'images; FIDs compare only at the same count'),
     'eval_final_count': free(0, 'images at the last step; 0 is eval_count'),
-    'evaluator': free(''),
+    'evaluator': free('', 'digits, fid; empty is none'),
     'eval_reference': free('', 'of fid: npz of ADM, folder, prepared data set'),
     'eval_inception': free('', "path or hub id; '' is the published file"),
 }

@@ -145,8 +145,7 @@ def _default(key):
   if key not in base.FIELDS:
     return ''
   field = base.FIELDS[key]
-  about = f' ({field.meaning})' if field.meaning else ''
-  return f'; its default in configs/base.py is {field.default!r}{about}'
+  return f'; its default is {field.default!r} ({field.meaning})'
 
 
 def _unknown_key(error, argv):

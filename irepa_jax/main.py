@@ -60,8 +60,7 @@ def _described(item):
   name, value = item
   field = base.FIELDS.get(name) or base.fixed(value, 'not of configs/base.py')
   text = f'{name} = {value!r}'
-  about = f'{"free" if field.free else "fixed"}; {field.meaning}'
-  return f'{text:40} # {about.rstrip("; ")}'
+  return f'{text:40} # {"free" if field.free else "fixed"}; {field.meaning}'
 
 
 if __name__ == '__main__':

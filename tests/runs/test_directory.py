@@ -39,7 +39,7 @@ def test_free_keys_and_force_only_warn(tmp_path, caplog):
   directory.check_config(tmp_path, CONFIG)
   with caplog.at_level(logging.WARNING, 'absl'):
     changed = CONFIG | {'log_every': 10}
-    directory.check_config(tmp_path, changed, fields={'log_every': base.free(100)})
+    directory.check_config(tmp_path, changed, fields={'log_every': base.free(100, 'steps')})
     assert 'log_every=100, now 10' in caplog.text
     directory.check_config(tmp_path, changed | {'model': 'SiT-S/2'}, force=True)
     assert "now 'SiT-S/2'" in caplog.text
