@@ -19,12 +19,15 @@ from irepa_jax.distributed import start
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'Run directory: checkpoints, metrics, samples; local or gs://.'
+    'workdir',
+    '',
+    'Run directory: checkpoints, metrics, samples; local or gs://.',
 )
 CHECK = flags.DEFINE_bool(
     'check', False, 'Only check the configuration, data, weights and devices.'
 )
-PRINT = flags.DEFINE_bool('print_config',
+PRINT = flags.DEFINE_bool(
+    'print_config',
     False,
     'Print every field, whether a run that is continued may change it (free) or'
     ' not (fixed), and stop.',
@@ -48,9 +51,8 @@ def main(args):
     )
   host_memory.keep_freed()
   start.join()
-  from irepa_jax.jobs import (
-    train,  # after jax.distributed: it imports jax users
-  )
+  # After jax.distributed: it imports users of jax.
+  from irepa_jax.jobs import train
 
   return train.run(CONFIG.value, WORKDIR.value, check_only=CHECK.value)
 

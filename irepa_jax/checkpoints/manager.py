@@ -337,4 +337,6 @@ def _set_aside(directory, step):
   aside.mkdir(exist_ok=True)
   taken = {p.name for p in aside.iterdir()}
   names = (f'{step}{n}' for n in ('', *(f'.{i}' for i in range(1, 1000))))
-  (directory / str(step)).rename(aside / next(n for n in names if n not in taken))
+  (directory / str(step)).rename(
+      aside / next(n for n in names if n not in taken)
+  )

@@ -56,7 +56,11 @@ def record(step, state, meta):
   """Returns what is stored beside the arrays, with a checksum of itself."""
   digests = digest.digest(state)
   leaves = {
-      name: {'dtype': str(x.dtype), 'shape': list(x.shape), 'digest': digests[name]}
+      name: {
+          'dtype': str(x.dtype),
+          'shape': list(x.shape),
+          'digest': digests[name],
+      }
       for name, x in flat(state).items()
   }
   content = {'format': 1, 'step': int(step), 'meta': meta, 'leaves': leaves}
@@ -154,7 +158,9 @@ def _nest(leaves):
   tree = {}
   for name, leaf in leaves.items():
     *parents, last = name.split('/')
-    functools.reduce(lambda t, key: t.setdefault(key, {}), parents, tree)[last] = leaf
+    functools.reduce(lambda t, key: t.setdefault(key, {}), parents, tree)[
+        last
+    ] = leaf
   return tree
 
 

@@ -42,7 +42,7 @@ def plan(config, slice_name=''):
   """Returns what a run needs, as a dict.
 
   slice_name: of `topology`; without, the devices at hand are counted on.
- """
+  """
   devices = topology(slice_name) if slice_name else jax.devices()
   mesh = sharding.make_mesh(
       config.mesh_data,

@@ -26,18 +26,24 @@ class Options:
   flip: bool = options.option(
       False, 'Also store the latents and features of the mirror images.'
   )
-  image_format: str = options.option('jpeg', 'jpeg, png, or none to keep no images.')
+  image_format: str = options.option(
+      'jpeg', 'jpeg, png, or none to keep no images.'
+  )
   encoder: tuple = options.option((), 'Encoders whose tokens are stored: a,b.')
   encoder_weights: tuple = options.option(
       (), 'A path or hub id for each; empty is their published sources.'
   )
-  encoder_dtype: str = options.option('bfloat16', 'In which tokens are computed.')
+  encoder_dtype: str = options.option(
+      'bfloat16', 'In which tokens are computed.'
+  )
   num_classes: int = options.option(
       0, 'That the source must have; 0 takes what it has.'
   )
   shard_size: int = options.option(4096, 'Images of the source per shard.')
   batch_size: int = options.option(32, 'Images per device at a time.')
-  threads: int = options.option(0, 'Threads that read images; 0 is one per core.')
+  threads: int = options.option(
+      0, 'Threads that read images; 0 is one per core.'
+  )
   on_error: str = options.option(
       'skip', 'Unreadable images: skip (they are listed) or fail.'
   )

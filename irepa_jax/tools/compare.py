@@ -32,7 +32,9 @@ def main(args):
   if not all(step.isdigit() for step in v.steps):
     raise errors.UsageError(f'--steps={",".join(v.steps)}: whole numbers')
   print(
-      compare.compare(args[1:], v.out, metrics=v.metrics, steps=list(map(int, v.steps)))
+      compare.compare(
+          args[1:], v.out, metrics=v.metrics, steps=list(map(int, v.steps))
+      )
   )
   return 0
 

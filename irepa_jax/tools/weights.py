@@ -42,7 +42,9 @@ def main(args):
     case ['show', file]:
       print('\n'.join(listing.describe(file)))
     case ['import', file] if v.config and v.workdir:
-      official.import_(file, v.config, v.workdir, latent_statistics=v.latent_statistics)
+      official.import_(
+          file, v.config, v.workdir, latent_statistics=v.latent_statistics
+      )
     case ['export'] if v.workdir and v.out:
       official.export(v.workdir, v.out, ema=v.ema, step=v.step)
     case ['encoder', name]:

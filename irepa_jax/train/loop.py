@@ -1,6 +1,6 @@
 """The training loop: batches in, steps, and what happens between steps.
 
-It knows neither the model nor the configuration: `irepa_jax.main` hands it a
+It knows neither the model nor the configuration: `jobs.train` hands it a
 compiled step and functions to call every so many steps (sample grids, scores).
 Those read the state and never change it, so that a run with them is
 bit-identical to a run without.

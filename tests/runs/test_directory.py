@@ -39,7 +39,9 @@ def test_free_keys_and_force_only_warn(tmp_path, caplog):
   directory.check_config(tmp_path, CONFIG)
   with caplog.at_level(logging.WARNING, 'absl'):
     changed = CONFIG | {'log_every': 10}
-    directory.check_config(tmp_path, changed, fields={'log_every': base.free(100, 'steps')})
+    directory.check_config(
+        tmp_path, changed, fields={'log_every': base.free(100, 'steps')}
+    )
     assert 'log_every=100, now 10' in caplog.text
     directory.check_config(tmp_path, changed | {'model': 'SiT-S/2'}, force=True)
     assert "now 'SiT-S/2'" in caplog.text
@@ -92,13 +94,13 @@ def test_a_refused_directory_stays_unlocked(tmp_path):
 
 # Lock ------------------------------------------------------------------------
 
-HOLD = '''
+HOLD = """
 import sys, time
 from irepa_jax.runs import lock
 lock.Lock(sys.argv[1], beat_s=0.05).take()
 print('HELD', flush=True)
 time.sleep(100)
-'''
+"""
 
 
 @pytest.fixture
@@ -172,13 +174,13 @@ def test_a_silent_lock_of_another_host_is_taken_over(tmp_path, holder, content):
 
 
 def test_all_processes_of_a_job_are_refused_alike(tmp_path, holder):
-  script = '''
+  script = """
   from irepa_jax.runs import directory
   try:
     directory.open_(arguments['workdir'], {})
   except ValueError as error:
     result(kind=type(error).__name__, text=str(error))
-  '''
+  """
   lines = multihost.run(script, devices=1, workdir=str(tmp_path))
   assert lines[0] == lines[1]
   assert lines[0][0]['kind'] == 'CheckpointError'

@@ -82,7 +82,7 @@ def test_no_row_repels_itself():
   x, y = jnp.zeros((64, 4, 4, 4)), jnp.zeros(64, jnp.int32)
   negative = CONTRASTIVE.draw(jax.random.key(0), x, y).negative
   assert not np.any(negative == np.arange(64))
-  assert 0 <= negative.min() and negative.max() < 64
+  assert negative.min() >= 0 and negative.max() < 64
 
 
 # A network of one product, and a step around it.
@@ -102,7 +102,9 @@ def parts():
       latents=lambda batch, frozen, key: batch['x'],
       targets=lambda batch, frozen: (),
       draw=CONTRASTIVE.flow.draw,
-      diffusion=lambda params, x, draw: CONTRASTIVE.flow.loss(network(params), x, draw),
+      diffusion=lambda params, x, draw: CONTRASTIVE.flow.loss(
+          network(params), x, draw
+      ),
       align=lambda params, tokens, targets: jnp.zeros(()),
       optimizer=states.make_optimizer(
           lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip=1.0
