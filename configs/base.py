@@ -33,9 +33,11 @@ def free(default, meaning):
   return Field(default, meaning, free=True)
 
 
+# fmt: off
 FIELDS = {
     'preset': fixed('irepa', 'of alignment, below'),
     'seed': fixed(0, 'of weights, noise and data order'),
+
     # Data: a folder written by irepa_jax.tools.prepare.
     'data': free('data/imagenet256', 'folder'),
     'image_size': fixed(256, 'pixels'),
@@ -50,6 +52,7 @@ FIELDS = {
     'prefetch': free(2, 'batches on the device ahead of the step'),
     'skip_bad': free(False, 'replace damaged records instead of stopping'),
     'verify_data': free(False, 'checksum every shard before the start'),
+
     # Model.
     'model': fixed('SiT-XL/2', 'SIZE/PATCH'),
     'qk_norm': fixed(False, 'LayerNorm of queries and keys'),
@@ -57,6 +60,7 @@ FIELDS = {
     'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
     'scan_layers': free(True, 'compiles several times faster than unrolled'),
     'remat': free('names', 'none, names (recompute cheap layers), full'),
+
     # Alignment. Several encoders: 'dinov2-vit-b,hog-vit-g16_d128'.
     'encoder': fixed('dinov2-vit-b', 'its names, comma separated'),
     'encoder_weights': free('', 'path or hub id each, comma separated'),
@@ -72,6 +76,7 @@ FIELDS = {
     'projector_hidden': fixed(2048, 'of mlp'),
     'spatial_norm': fixed(True, 'of the targets'),
     'gamma': fixed(0.6, 'share of the mean that spatial_norm takes away'),
+
     # Diffusion. t = 0 is data, t = 1 is noise.
     'path': fixed('linear', 'or cosine'),
     'prediction': fixed('v', 'what the network returns: v, x, eps'),
@@ -79,6 +84,7 @@ FIELDS = {
     'time_mean': fixed(0.0, 'of logit_normal'),
     'time_std': fixed(1.0, 'of logit_normal'),
     'label_dropout': fixed(0.1, 'probability of the null label'),
+
     # Optimiser: AdamW after clipping the global norm.
     'steps': free(400_000, 'of the whole run'),
     'lr': fixed(1e-4, 'after the warm-up'),
@@ -90,11 +96,13 @@ FIELDS = {
     'ema': fixed((0.9999,), 'decays; the first is sampled from'),
     'accumulate': free(1, 'microbatches per step'),
     'max_skipped': free(10, 'consecutive steps with NaN before the run stops'),
+
     # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
     'mesh_data': free(-1, '-1: all the rest'),
     'mesh_model': free(1, 'devices that split matrices'),
     'fsdp': free(True, "split parameters and optimiser over 'data' as well"),
     'allow_subset': free(False, 'leave devices idle when the mesh is smaller'),
+
     # The run directory.
     'log_every': free(100, 'steps'),
     'checkpoint_every': free(5_000, 'steps'),
@@ -105,6 +113,7 @@ FIELDS = {
     'wandb': free('', 'project name'),
     'profile_steps': free(0, 'steps in the trace, starting at the tenth'),
     'watchdog_s': free(1800, 'end a hung process with a stack; 0 is off'),
+
     # Sampling: the grids of a run and the defaults of tools.sample.
     'sample_every': free(10_000, 'steps; 0 is never'),
     'sample_count': free(64, 'images of a grid'),
@@ -115,6 +124,7 @@ FIELDS = {
     'guidance_high': free(1.0, 'guided where low <= t <= high'),
     'labels': free('random', 'or balanced'),
     'quantise': free('truncate', 'as released; or round'),
+
     # Scores in flight, of images from the first average: 0 is off. `digits`
     # judges the quickstart; `fid` gives FID, sFID, Inception Score and, where the
     # reference has images, precision, recall and KID.
@@ -125,6 +135,7 @@ FIELDS = {
     'eval_reference': free('', 'of fid: npz of ADM, folder, prepared data set'),
     'eval_inception': free('', "path or hub id; '' is the published file"),
 }
+# fmt: on
 
 # Alignment presets. Where the paper and its released trainer differ, `irepa`
 # is the paper and `irepa_released` is what the released command computes.
