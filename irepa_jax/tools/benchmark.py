@@ -1,7 +1,7 @@
 """Times a training step: img/s, MFU, memory, compilation, and where time goes.
 
   python -m irepa_jax.tools.benchmark --config=configs/sit_xl.py
-  python -m irepa_jax.tools.benchmark --config=configs/sit_s.py --against=torch \
+  python -m irepa_jax.tools.benchmark --config=configs/sit_s.py --against=torch \\
       --config.batch_size=4 --config.features=cached --config.dtype=float32
 
 The arrays are random, so neither data nor weights are needed; where

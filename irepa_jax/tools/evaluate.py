@@ -1,10 +1,10 @@
 """Scores images against a reference: FID, sFID, IS, precision, recall, KID.
 
-  python -m irepa_jax.tools.evaluate --samples=samples.npz \
+  python -m irepa_jax.tools.evaluate --samples=samples.npz \\
       --reference=VIRTUAL_imagenet256_labeled.npz --inception=weights.pth
-  python -m irepa_jax.tools.evaluate --workdir=runs/xl --count=50000 \
+  python -m irepa_jax.tools.evaluate --workdir=runs/xl --count=50000 \\
       --reference=VIRTUAL_imagenet256_labeled.npz
-  python -m irepa_jax.tools.evaluate --reference=data/imagenet256 \
+  python -m irepa_jax.tools.evaluate --reference=data/imagenet256 \\
       --write_reference=imagenet256.npz
 
 Samples are an ADM npz, a folder of images, a prepared data set, or a run: of a

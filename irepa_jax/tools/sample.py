@@ -1,6 +1,6 @@
 """Samples images from a run: the ADM npz, a grid, and a folder of PNGs.
 
-  python -m irepa_jax.tools.sample --workdir=runs/xl --count=50000 \
+  python -m irepa_jax.tools.sample --workdir=runs/xl --count=50000 \\
       --out=runs/xl/samples/400k
 
 writes OUT.npz (arr_0 uint8 [n h w 3], labels in arr_1), OUT.png (the first

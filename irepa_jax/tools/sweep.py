@@ -1,7 +1,7 @@
 """Finds the best way to sample a run: average, guidance, interval, steps.
 
-  python -m irepa_jax.tools.sweep --workdir=runs/xl \
-      --reference=VIRTUAL_imagenet256_labeled.npz --ema=0,1 \
+  python -m irepa_jax.tools.sweep --workdir=runs/xl \\
+      --reference=VIRTUAL_imagenet256_labeled.npz --ema=0,1 \\
       --guidance=1,1.5,2,2.5 --interval=0:1,0:0.75 --sample_steps=250
 
 evaluates every combination with few images (--coarse_count) and the best ones

@@ -1,7 +1,7 @@
 """Weights in and out: what a file holds, official checkpoints, encoders.
 
   python -m irepa_jax.tools.weights show FILE
-  python -m irepa_jax.tools.weights import FILE --config=configs/sit_xl.py:irepa \
+  python -m irepa_jax.tools.weights import FILE --config=configs/sit_xl.py:irepa \\
       --workdir=runs/imported
   python -m irepa_jax.tools.weights export --workdir=runs/xl --out=xl.pt
   python -m irepa_jax.tools.weights encoder all [--markdown]
