@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from configs import base
 from irepa_jax import errors
+from irepa_jax import file_names
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,
@@ -78,6 +79,8 @@ def options(cls, values=flags.FLAGS):
 
 def run(main):
   """Parses sys.argv, calls main(arguments) and exits with its status."""
+  # A name that is not UTF-8 is shown escaped, wherever it is told.
+  sys.stdout.reconfigure(errors='backslashreplace')
   app.run(lambda args: sys.exit(_guarded(main, args)), flags_parser=_parse)
 
 
@@ -96,9 +99,12 @@ def _guarded(main, args):
 
 def _parse(argv):
   app.define_help_flags()
+  argv = [argv[0], *map(file_names.expand, argv[1:])]  # as a shell would
   try:
     _require_config(_config_name(argv))
-    return flags.FLAGS(argv)
+    args = flags.FLAGS(argv)
+    _expand_config()
+    return args
   except errors.UsageError as error:
     problem = str(error)
   except SystemExit:  # --help has printed the flags
@@ -110,6 +116,14 @@ def _parse(argv):
   except (OSError, ImportError, TypeError, ValueError) as error:
     problem = _bad_config(error, argv)
   sys.exit(_report(errors.UsageError(problem), 2, debug='--debug' in argv))
+
+
+def _expand_config():
+  """Replaces `~` in the texts of a configuration file as well."""
+  config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
+  for name, value in config.items() if config else ():
+    if isinstance(value, str):
+      config[name] = file_names.expand(value)
 
 
 def _report(error, status, debug=None):

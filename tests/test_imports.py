@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / 'irepa_jax'
 # own room; the rooms of one floor do not see each other. Only `jobs` are called
 # by `main` and `tools`, and nothing imports `tools`.
 FLOORS = (
-    {'errors', 'resize'},
+    {'errors', 'file_names', 'resize'},
     {'alignment', 'check', 'diffusion', 'distributed', 'weights'},
     {'checkpoints', 'cli', 'data', 'models', 'runs', 'train'},
     {'encoders'},
@@ -22,7 +22,8 @@ FLOORS = (
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 ROOT_FILES = {
-    '__init__', 'alignment', 'build', 'check', 'cli', 'errors', 'main', 'resize'
+    '__init__', 'alignment', 'build', 'check', 'cli', 'errors', 'file_names',
+    'main', 'resize',
 }  # fmt: skip
 FLAX = {'models', 'encoders'}
 FILES = sorted(ROOT.rglob('*.py'))

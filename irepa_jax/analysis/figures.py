@@ -31,6 +31,7 @@ STYLE = {
     'legend.frameon': False,
     'pdf.fonttype': 42,
     'svg.fonttype': 'none',
+    'text.parse_math': False,  # a name may have dollars
 }
 DPI = 150
 FEW = 10  # points, below which a bootstrap interval says nothing

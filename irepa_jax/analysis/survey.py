@@ -18,6 +18,7 @@ import jax
 import tqdm
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.analysis import figures
 from irepa_jax.analysis import inputs
 from irepa_jax.analysis import maps
@@ -83,7 +84,7 @@ def survey(
 
 def folder(path):
   """Makes the folder of the output and returns it as a Path."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(file_names.check(path))
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.checkpoints import digest
 
 # Errors of the surroundings, not of the files (names of gRPC and absl).
@@ -136,13 +137,18 @@ def _read_arrays(folder, wanted):
       partial_restore=True,
   )
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    return handler.restore(absolute(folder / 'state'), args=args)
+    return handler.restore(for_orbax(folder) / 'state', args=args)
 
 
 def absolute(path):
-  """Returns a path as orbax takes it, which refuses relative ones."""
+  """Returns a path that does not depend on the current folder."""
   path = epath.Path(path)
   return path if '://' in str(path) else path.absolute()
+
+
+def for_orbax(path):
+  """Returns another path to a folder, which orbax takes for no pattern."""
+  return epath.Path(file_names.plain(path))
 
 
 def _shape(saved):

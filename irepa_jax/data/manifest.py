@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.data import images
 from irepa_jax.data import records
 
@@ -92,7 +93,7 @@ def read(folder):
 
 def check_local(folder):
   """Raises DataError for a bucket: records are read from a mounted folder."""
-  if '://' in str(folder):
+  if '://' in str(file_names.check(folder)):
     raise errors.DataError(
         f'data set {folder}: a bucket has to be mounted (gcsfuse) and given as'
         ' a folder'

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.distributed import processes
 from irepa_jax.evals import references
 from irepa_jax.evals import scores
@@ -201,7 +202,7 @@ class Judge:
 
 def write(path, found):
   """Writes a record; the file appears when it is whole."""
-  path = epath.Path(path)
+  path = epath.Path(file_names.check(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.parent / f'{path.name}.new'
   new.write_text(json.dumps(found, indent=1))

@@ -16,6 +16,7 @@ from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
@@ -41,7 +42,7 @@ class SavedRun(NamedTuple):
 
   @property
   def name(self):
-    return epath.Path(self.workdir).name
+    return file_names.shown(epath.Path(self.workdir).name)
 
   @property
   def checkpoints(self):

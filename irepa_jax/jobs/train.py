@@ -20,6 +20,7 @@ from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
@@ -98,7 +99,10 @@ def run(config, workdir, *, check_only=False) -> int:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             max_skipped=config.max_skipped,
-            profile=(os.path.join(workdir, 'profile'), config.profile_steps),
+            profile=(
+                os.path.join(file_names.plain(workdir), 'profile'),
+                config.profile_steps,
+            ),
         ),
         state,
     )
@@ -254,7 +258,8 @@ def list_records(job, step):
   order = functools.partial(
       pipeline.place, count=len(data), seed=config.seed, flips=config.flips
   )
-  lines = [data.records.where(order(row).index) for row in rows]
+  where = lambda row: data.records.where(order(row).index)
+  lines = [file_names.shown(where(row)) for row in rows]
   path = epath.Path(job.workdir) / f'batch_of_step_{step}.txt'
   processes.on_first(lambda: path.write_text('\n'.join(lines) + '\n'))
   return f'The records of the batch of step {step} are listed in {path}'

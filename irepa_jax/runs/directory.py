@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.runs import lock
 from irepa_jax.distributed import processes
 
@@ -57,19 +58,33 @@ def open_(workdir, config, *, fields=None, force=False, state_bytes=0, keep=1):
 
 def check_scheme(workdir):
   """Raises UsageError for an address that this installation cannot open."""
+  file_names.check(workdir)
   scheme, colon, _ = str(workdir).partition('://')
   if not colon:
-    return
+    return _check_local(workdir)
   if scheme not in REMOTE:
     raise errors.UsageError(
         f'workdir {workdir}: unknown scheme {scheme!r}; local path, or one of'
         f' {", ".join(f"{s}://" for s in REMOTE)}'
+    )
+  if file_names.PATTERN.search(str(workdir)):
+    raise errors.UsageError(
+        f'workdir {workdir}: of a bucket without [ ] * ? \\, which its library'
+        ' takes for a pattern'
     )
   package = REMOTE[scheme]
   if importlib.util.find_spec(package) is None:
     how = 'irepa_jax[tpu]' if scheme == 'gs' else package
     raise errors.UsageError(
         f'workdir {workdir}: {scheme}:// needs {package}: pip install {how}'
+    )
+
+
+def _check_local(workdir):
+  """Raises UsageError for a folder that etils takes for a bucket, as /gs/x."""
+  if '://' in (seen := str(epath.Path(workdir))):
+    raise errors.UsageError(
+        f'workdir {workdir} would be taken for {seen}: write /{workdir}'
     )
 
 
