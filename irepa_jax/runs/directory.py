@@ -13,8 +13,8 @@ from etils import epath
 
 from irepa_jax import errors
 from irepa_jax import file_names
-from irepa_jax.runs import lock
 from irepa_jax.distributed import processes
+from irepa_jax.runs import lock
 
 REMOTE = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # scheme -> package
 SPARE = 2  # checkpoints that must fit beside one another while one is written
