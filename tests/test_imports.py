@@ -12,17 +12,21 @@ ROOT = pathlib.Path(__file__).parents[1] / 'irepa_jax'
 # by `main` and `tools`, and nothing imports `tools`.
 FLOORS = (
     {'errors', 'resize'},
-    {'alignment', 'check', 'diffusion', 'distributed', 'weights'},
+    {
+        'alignment', 'check', 'configs', 'diffusion', 'distributed', 'experiments',
+        'weights',
+    },  # fmt: skip
     {'checkpoints', 'cli', 'data', 'models', 'runs', 'train'},
     {'encoders'},
     {'analysis', 'evals'},
     {'build'},
     {'jobs'},
-    {'main', 'tools'},
+    {'__main__', 'main', 'tools'},
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 ROOT_FILES = {
-    '__init__', 'alignment', 'build', 'check', 'cli', 'errors', 'main', 'resize'
+    '__init__', '__main__', 'alignment', 'build', 'check', 'cli', 'errors',
+    'experiments', 'main', 'resize',
 }  # fmt: skip
 FLAX = {'models', 'encoders'}
 FILES = sorted(ROOT.rglob('*.py'))

@@ -12,12 +12,12 @@ from etils import epath
 import jax
 import ml_collections
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
+from irepa_jax.experiments import base
 from irepa_jax.jobs import setup
 from irepa_jax.runs import directory
 from irepa_jax.weights import files

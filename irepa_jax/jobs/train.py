@@ -16,7 +16,6 @@ from typing import NamedTuple
 from etils import epath
 import jax
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
@@ -26,6 +25,7 @@ from irepa_jax.data import pipeline
 from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
+from irepa_jax.experiments import base
 from irepa_jax.jobs import compare
 from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
