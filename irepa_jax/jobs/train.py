@@ -127,6 +127,7 @@ def open_job(config, workdir, stack) -> Job:
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
   directory.check_scheme(workdir)
+  processes.on_first(lambda: logs.require_wandb(config.wandb))
   # Without a checkpoint the directory is of no other configuration yet.
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
   lock = directory.open_(

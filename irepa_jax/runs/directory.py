@@ -12,8 +12,8 @@ from absl import logging
 from etils import epath
 
 from irepa_jax import errors
-from irepa_jax.runs import lock
 from irepa_jax.distributed import processes
+from irepa_jax.runs import lock
 
 REMOTE = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # scheme -> package
 SPARE = 2  # checkpoints that must fit beside one another while one is written
@@ -67,9 +67,8 @@ def check_scheme(workdir):
     )
   package = REMOTE[scheme]
   if importlib.util.find_spec(package) is None:
-    how = 'irepa_jax[tpu]' if scheme == 'gs' else package
     raise errors.UsageError(
-        f'workdir {workdir}: {scheme}:// needs {package}: pip install {how}'
+        f'workdir {workdir}: {scheme}:// needs {package}: pip install {package}'
     )
 
 
