@@ -8,6 +8,7 @@ import jax: commands set up their devices first.
 
 import importlib
 
+__version__ = '0.1.0'  # the only place; setup.py and CITATION.cff follow it
 MOVED = {
     'checkpoint': 'irepa_jax.checkpoints.manager',
     'convert': 'irepa_jax.weights.convert',

@@ -8,7 +8,6 @@ shows the traceback instead. Anything else is a defect and keeps its traceback.
 
 import dataclasses
 import difflib
-import pathlib
 import re
 import sys
 import traceback
@@ -17,9 +16,10 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base
 from irepa_jax import errors
-from irepa_jax import file_names
+from irepa_jax.names import experiments
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,
@@ -48,8 +48,8 @@ def define_config(default=None):
   return config_flags.DEFINE_config_file(
       'config',
       default,
-      'Experiment, for example configs/sit_xl.py:irepa; any field is set by'
-      ' --config.field=value.',
+      'Experiment: a shipped one such as sit_xl:irepa, or a file; any field is'
+      ' set by --config.field=value.',
       lock_config=True,
   )
 
@@ -101,8 +101,7 @@ def _parse(argv):
   app.define_help_flags()
   argv = [argv[0], *map(file_names.expand, argv[1:])]  # as a shell would
   try:
-    _require_config(_config_name(argv))
-    args = flags.FLAGS(argv)
+    args = flags.FLAGS(_with_config_file(argv))
     _expand_config()
     return args
   except errors.UsageError as error:
@@ -135,15 +134,16 @@ def _report(error, status, debug=None):
   return status
 
 
-def _require_config(name):
-  """Raises UsageError where the file of --config is not there."""
-  path = pathlib.Path((name or '').split(':')[0])
-  if name and not path.is_file():
-    shipped = ' '.join(sorted(map(str, pathlib.Path('configs').glob('*.py'))))
-    raise errors.UsageError(
-        f'config file {str(path)!r} not found (in {pathlib.Path.cwd()});'
-        f' shipped: {shipped or "none here: run from the repository"}'
-    )
+def _with_config_file(argv):
+  """Returns argv with the file that --config names in place of its name."""
+  name = _config_name(argv)
+  if not name:
+    return argv
+  file, colon, preset = name.partition(':')
+  found = f'{experiments.path(file)}{colon}{preset}'
+  changed = {name: found, f'--config={name}': f'--config={found}'}
+  changed[f'-config={name}'] = f'--config={found}'
+  return [changed.get(arg, arg) for arg in argv]
 
 
 def _flag_problem(text):

@@ -11,11 +11,11 @@ again), 2 for a usage error, 3 for the data or weights, 4 for a checkpoint.
 
 from absl import flags
 
-from configs import base
 from irepa_jax import cli
 from irepa_jax import errors
 from irepa_jax.distributed import host_memory
 from irepa_jax.distributed import start
+from irepa_jax.names.experiments import base
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(

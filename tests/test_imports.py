@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1] / 'irepa_jax'
 # own room; the rooms of one floor do not see each other. Only `jobs` are called
 # by `main` and `tools`, and nothing imports `tools`.
 FLOORS = (
-    {'errors', 'file_names', 'resize'},
-    {'alignment', 'check', 'diffusion', 'distributed', 'weights'},
+    {'errors', 'resize'},
+    {'names'},
+    {'alignment', 'check', 'configs', 'diffusion', 'distributed', 'weights'},
     {'checkpoints', 'cli', 'data', 'models', 'runs', 'train'},
     {'encoders'},
     {'analysis', 'evals'},
@@ -22,8 +23,7 @@ FLOORS = (
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 ROOT_FILES = {
-    '__init__', 'alignment', 'build', 'check', 'cli', 'errors', 'file_names',
-    'main', 'resize',
+    '__init__', 'alignment', 'build', 'check', 'cli', 'errors', 'main', 'resize'
 }  # fmt: skip
 FLAX = {'models', 'encoders'}
 FILES = sorted(ROOT.rglob('*.py'))

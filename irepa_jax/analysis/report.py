@@ -12,8 +12,8 @@ import pathlib
 
 import numpy as np
 
-from irepa_jax import file_names
 from irepa_jax.analysis import measure
+from irepa_jax.names import file_names
 
 METRICS = ('lds', 'cds', 'srss', 'rmsc')
 RESAMPLES = 1000

@@ -14,11 +14,11 @@ import numpy as np
 
 from irepa_jax import encoders
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.analysis import measure
 from irepa_jax.analysis import spatial
 from irepa_jax.diffusion import paths
 from irepa_jax.distributed import sharding
+from irepa_jax.names import file_names
 from irepa_jax.weights import files
 
 RANDOM = 'random'

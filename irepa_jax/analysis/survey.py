@@ -18,12 +18,12 @@ import jax
 import tqdm
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.analysis import figures
 from irepa_jax.analysis import inputs
 from irepa_jax.analysis import maps
 from irepa_jax.analysis import measure
 from irepa_jax.analysis import report
+from irepa_jax.names import file_names
 
 COLUMNS = (
     'encoder', 'gamma', 'lds', 'lds_error', 'cds', 'cds_error', 'srss',

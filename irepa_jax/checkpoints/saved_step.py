@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.checkpoints import digest
+from irepa_jax.names import file_names
 
 # Errors of the surroundings, not of the files (names of gRPC and absl).
 NOT_DAMAGE = (

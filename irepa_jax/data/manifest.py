@@ -13,9 +13,9 @@ import pathlib
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.data import images
 from irepa_jax.data import records
+from irepa_jax.names import file_names
 
 NAME = 'manifest.json'
 VERSION = 1

@@ -24,8 +24,8 @@ import msgpack
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.data import images
+from irepa_jax.names import file_names
 
 MOMENTS_DTYPE = np.dtype(np.float16)
 FEATURES_DTYPE = np.dtype(ml_dtypes.bfloat16)

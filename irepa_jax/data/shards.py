@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
+from irepa_jax.names import file_names
 
 SKIPPED = 'skipped.txt'
 POLL_S = 0.5

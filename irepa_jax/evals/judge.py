@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.distributed import processes
 from irepa_jax.evals import references
 from irepa_jax.evals import scores
 from irepa_jax.evals import statistics
+from irepa_jax.names import file_names
 
 NEIGHBOURS = 3  # of precision and recall
 KID_SUBSET = 1000

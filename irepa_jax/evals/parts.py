@@ -20,9 +20,9 @@ from etils import epath
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.distributed import processes
 from irepa_jax.evals import generate
+from irepa_jax.names import file_names
 
 SETTINGS = 'settings.json'
 PART = 'part-{:08d}.npz'

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
+from irepa_jax.names import file_names
 
 # A colour-blind safe palette (Okabe and Ito, 2008).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')

@@ -12,14 +12,14 @@ from etils import epath
 import jax
 import ml_collections
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.weights import files
 

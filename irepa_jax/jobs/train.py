@@ -10,17 +10,16 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from typing import Any
 from typing import NamedTuple
 
 from etils import epath
 import jax
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
@@ -31,6 +30,8 @@ from irepa_jax.jobs import compare
 from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
 from irepa_jax.runs import throughput
@@ -55,7 +56,7 @@ def run(config, workdir, *, check_only=False) -> int:
   Raises the errors of irepa_jax.errors.
   """
   with contextlib.ExitStack() as stack:
-    job = open_job(config, workdir, stack)
+    job = open_job(config, workdir, stack, check_only=check_only)
     frozen = setup.load_encoders(job.built, config, job.mesh)
     report = reports.Reports(job.built, config, job.mesh, job.data.manifest)
     if check_only:
@@ -70,6 +71,9 @@ def run(config, workdir, *, check_only=False) -> int:
     if first >= config.steps:
       print(f'run already complete ({first}/{config.steps})')
       return 0
+    processes.on_first(
+        lambda: directory.write_config(workdir, config.to_dict())
+    )
     log = stack.enter_context(
         logs.Logs(
             workdir,
@@ -117,10 +121,11 @@ def draw_curve(workdir, metrics):
   compare.compare([workdir], os.path.join(workdir, 'curve'), metrics=metrics)
 
 
-def open_job(config, workdir, stack) -> Job:
+def open_job(config, workdir, stack, *, check_only=False) -> Job:
   """Checks the configuration, the mesh, the run directory and the data set.
 
-  What has to be closed at the end is left to the ExitStack.
+  What has to be closed at the end is left to the ExitStack. With check_only the
+  run directory is neither made nor locked, and nothing is written into it.
   """
   check.config(config)
   processes.agree({'config': config.to_dict()})
@@ -131,31 +136,41 @@ def open_job(config, workdir, stack) -> Job:
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
   directory.check_scheme(workdir)
+  processes.on_first(lambda: logs.require_wandb(config.wandb))
+  folder = config.data
+  if folder == 'digits':
+    folder = os.path.join(workdir, 'data')
   # Without a checkpoint the directory is of no other configuration yet.
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
-  lock = directory.open_(
-      workdir,
-      config.to_dict(),
-      fields=base.FIELDS,
-      force=not saved or config.resume == 'force',
-      state_bytes=manager.state_bytes(shapes.state),
-      keep=config.keep,
-  )
-  stack.enter_context(lock)
-  data = open_data(config, built, workdir)
+  known = {'fields': base.FIELDS, 'force': not saved or config.resume == 'force'}
+  if check_only:
+    processes.on_first(lambda: directory.check_writable(workdir))
+    processes.on_first(
+        lambda: directory.check_config(workdir, config.to_dict(), **known)
+    )
+    if config.data == 'digits':
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+  else:
+    lock = directory.open_(
+        workdir,
+        config.to_dict(),
+        state_bytes=manager.state_bytes(shapes.state),
+        keep=config.keep,
+        **known,
+    )
+    stack.enter_context(lock)
+  data = open_data(config, built, folder)
   stack.callback(data.close)
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
 
-def open_data(config, built, workdir):
+def open_data(config, built, folder):
   """Opens the data set and refuses one that contradicts the configuration.
 
-  The embedded digits are prepared in the run directory on the first start.
+  The embedded digits are prepared in the folder on the first start.
   """
-  folder = config.data
-  if folder == 'digits':
-    folder = os.path.join(workdir, 'data')
+  if config.data == 'digits':
     prepare.prepare(
         'digits',
         folder,

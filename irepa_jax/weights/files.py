@@ -22,7 +22,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from irepa_jax import errors
-from irepa_jax import file_names
+from irepa_jax.names import file_names
 from irepa_jax.weights import hub
 from irepa_jax.weights import torch_files
 

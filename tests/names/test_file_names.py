@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.analysis import report
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
@@ -20,6 +19,7 @@ from irepa_jax.data import pipeline
 from irepa_jax.evals import generate
 from irepa_jax.evals import parts
 from irepa_jax.jobs import prepare
+from irepa_jax.names import file_names
 from irepa_jax.runs import directory
 from irepa_jax.weights import files
 
