@@ -56,6 +56,11 @@ AT_LEAST = {
     'watchdog_s': 0,
     'weight_decay': 0,
 }
+# What -1 stands for.
+REST = {
+    'mesh_data': 'all that mesh_model and mesh_replica leave',
+    'mesh_replica': 'one for each group of devices',
+}
 KERNELS = (1, 3, 5, 7)
 
 
@@ -66,12 +71,11 @@ def config(config):
   for field, least in AT_LEAST.items():
     value = config.get(field, least)  # absent from the config of an older run
     _require(value >= least, field, value, f'at least {least}')
-  _require(
-      config.mesh_data == -1 or config.mesh_data >= 1,
-      'mesh_data',
-      config.mesh_data,
-      '1 or more, or -1 for all that mesh_model leaves',
-  )
+  for field, rest in REST.items():
+    value = config.get(field, -1)
+    _require(
+        value == -1 or value >= 1, field, value, f'1 or more, or -1 for {rest}'
+    )
   _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
   _optimiser(config)
   _alignment(config)

@@ -27,6 +27,17 @@ class Shapes(NamedTuple):
   key: Any
 
 
+def make_mesh(config, devices=None):
+  """Returns the mesh that the fields of an experiment ask for."""
+  return sharding.make_mesh(
+      config.mesh_data,
+      config.mesh_model,
+      config.mesh_replica,
+      devices=devices,
+      allow_subset=config.allow_subset,
+  )
+
+
 def abstract(built: build.Experiment, config, mesh) -> Shapes:
   """Returns the arguments of the training step without making any array."""
   init = functools.partial(init_state, built, config)

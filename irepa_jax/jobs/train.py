@@ -120,9 +120,7 @@ def open_job(config, workdir, stack) -> Job:
   """
   check.config(config)
   processes.agree({'config': config.to_dict()})
-  mesh = sharding.make_mesh(
-      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
-  )
+  mesh = setup.make_mesh(config)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
