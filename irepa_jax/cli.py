@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from configs import base
 from irepa_jax import errors
+from irepa_jax.distributed import peers
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,
@@ -89,9 +90,13 @@ def _guarded(main, args):
   except KeyboardInterrupt:
     return 130
   except RuntimeError as error:
+    peers.settle()
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return _report(_out_of_memory(error), 1)
+  except Exception:
+    peers.settle()
+    raise
 
 
 def _parse(argv):
@@ -118,6 +123,7 @@ def _report(error, status, debug=None):
     traceback.print_exc()
   line = ' '.join(str(error).split())
   print(f'ERROR: {line}', file=sys.stderr, flush=True)
+  peers.end(status, line)
   return status
 
 

@@ -16,7 +16,10 @@ from absl import logging
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+from irepa_jax import errors
+
+EXIT_STATUS = errors.TRY_AGAIN
+
 
 
 class Preemption:

@@ -16,6 +16,7 @@ import jax
 
 from irepa_jax import errors
 from irepa_jax.distributed import cluster
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import rendezvous
 
 START_TIMEOUT_S = 300
@@ -54,12 +55,10 @@ def join(
   if job is None:
     _keep_programs()
     return
-  rendezvous.meet(
-      job,
-      timeout=_seconds(
-          initialization_timeout, 'IREPA_START_TIMEOUT', START_TIMEOUT_S
-      ),
+  timeout = _seconds(
+      initialization_timeout, 'IREPA_START_TIMEOUT', START_TIMEOUT_S
   )
+  peers.open_(job.index, rendezvous.meet(job, timeout=timeout))
   jax.distributed.initialize(
       job.coordinator,
       job.count,

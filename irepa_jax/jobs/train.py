@@ -23,6 +23,7 @@ from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
@@ -136,6 +137,8 @@ def open_job(config, workdir, stack) -> Job:
       keep=config.keep,
   )
   stack.enter_context(lock)
+  if line := peers.line():
+    line.at_end(lock.release)
   data = open_data(config, built, workdir)
   stack.callback(data.close)
   processes.agree({'data set': fingerprint(data.manifest)})
