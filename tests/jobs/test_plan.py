@@ -13,6 +13,7 @@ import uncached
 from configs import quickstart
 from configs import sit_s
 from irepa_jax import errors
+from irepa_jax.distributed import collectives
 from irepa_jax.jobs import plan
 
 
@@ -40,7 +41,7 @@ def test_collectives_are_counted_by_type():
   %e = f32[] all-reduce(%f), to_apply=%add
   %g = bf16[8,128]{1,0} add(%b, %b)
   """
-  assert plan.counted(text) == {
+  assert collectives.counted(text) == {
       'all-gather bf16': 1, 'all-gather f32': 1, 'all-reduce f32': 1
   }  # fmt: skip
 
