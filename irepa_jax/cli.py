@@ -20,6 +20,8 @@ from ml_collections import config_flags
 from configs import base
 from irepa_jax import errors
 from irepa_jax.distributed import peers
+from irepa_jax.distributed import signals
+from irepa_jax.runs import streams
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,
@@ -79,6 +81,8 @@ def options(cls, values=flags.FLAGS):
 
 def run(main):
   """Parses sys.argv, calls main(arguments) and exits with its status."""
+  signals.end_at_once()
+  streams.outlast()
   app.run(lambda args: sys.exit(_guarded(main, args)), flags_parser=_parse)
 
 
@@ -94,6 +98,9 @@ def _guarded(main, args):
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return _report(_out_of_memory(error), 1)
+  except OSError as error:  # no space, no permission, a stale mount
+    peers.settle()
+    return _report(error, 1)
   except Exception:
     peers.settle()
     raise

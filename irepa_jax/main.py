@@ -14,8 +14,6 @@ from absl import flags
 from configs import base
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax.distributed import host_memory
-from irepa_jax.distributed import start
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -49,6 +47,10 @@ def main(args):
     raise errors.UsageError(
         '--workdir is required for training (checkpoints, metrics)'
     )
+  # Not before: these import JAX, which takes a second and no interrupt.
+  from irepa_jax.distributed import host_memory
+  from irepa_jax.distributed import start
+
   host_memory.keep_freed()
   start.join()
   # After jax.distributed: it imports users of jax.

@@ -54,7 +54,6 @@ class Line:
     self._news = threading.Condition()
     self._sending = threading.Lock()
     self._leaving = threading.Lock()  # taken once
-    self._last_words = []
     for process, connection in connections.items():
       _keep_alive(connection.socket)
       listen = functools.partial(self._listen, process, connection)
@@ -78,10 +77,6 @@ class Line:
     self._send({'end': status, 'text': text})
     if text is not None:
       self._go_last()
-
-  def at_end(self, action):
-    """Has action() called where another process ends this one."""
-    self._last_words.append(action)
 
   def _send(self, message):
     data = json.dumps(message).encode() + b'\n'
@@ -132,9 +127,6 @@ class Line:
     self._send({'end': status, 'text': text})
     with contextlib.suppress(Exception):
       print(f'ERROR: {text}', file=sys.stderr, flush=True)
-    for action in self._last_words:
-      with contextlib.suppress(Exception):
-        action()
     self._go_last()
     leave(status)
 
@@ -146,6 +138,7 @@ class Line:
 
 
 _LINE = None
+_LAST = []  # what is done before the program ends
 
 
 def open_(index, connections):
@@ -171,6 +164,19 @@ def end(status, text):
     leave(status)
 
 
+def end_all(status, text):
+  """Says why, and ends this process and all others at once."""
+  with contextlib.suppress(Exception):
+    print(f'ERROR: {text}', file=sys.stderr, flush=True)
+  end(status, text)
+  leave(status)
+
+
+def at_end(action):
+  """Has action() called where the program ends without unwinding."""
+  _LAST.append(action)
+
+
 def settle():
   """Waits for the news that an error is only the echo of a process that is gone.
 
@@ -182,9 +188,9 @@ def settle():
 
 def leave(status):
   """Ends the process at once: jax.distributed would wait for the others."""
-  for stream in (sys.stdout, sys.stderr):
+  for action in (*_LAST, sys.stdout.flush, sys.stderr.flush):
     with contextlib.suppress(Exception):
-      stream.flush()
+      action()
   os._exit(status)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import build
+from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.train import state as states
@@ -104,6 +105,23 @@ def jit_step(built: build.Experiment, config, mesh, manifest):
       donate_argnums=0,
       out_shardings=(sharding.of(state), sharding.replicated(mesh)),
   )
+
+
+def compiled_together(step):
+  """Returns the jitted step, with whose first call all processes compile it.
+
+  They meet before they run it: of the collectives that the first run sets up
+  the processes must not be 30 s apart.
+  """
+  made = []
+
+  def call(*arguments):
+    if not made:
+      made.append(step.lower(*arguments).compile())
+      processes.gather('compiled')
+    return made[0](*arguments)
+
+  return call if jax.process_count() > 1 else step
 
 
 def keys(config):

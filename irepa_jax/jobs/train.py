@@ -84,7 +84,9 @@ def run(config, workdir, *, check_only=False) -> int:
     _introduce(job, first)
     _, status = loop.train(
         loop.Run(
-            step=setup.jit_step(job.built, config, job.mesh, job.data.manifest),
+            step=setup.compiled_together(
+                setup.jit_step(job.built, config, job.mesh, job.data.manifest)
+            ),
             batches=batches,
             frozen=frozen,
             key=k_train,
@@ -137,8 +139,7 @@ def open_job(config, workdir, stack) -> Job:
       keep=config.keep,
   )
   stack.enter_context(lock)
-  if line := peers.line():
-    line.at_end(lock.release)
+  peers.at_end(lock.release)
   data = open_data(config, built, workdir)
   stack.callback(data.close)
   processes.agree({'data set': fingerprint(data.manifest)})

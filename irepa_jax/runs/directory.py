@@ -12,8 +12,8 @@ from absl import logging
 from etils import epath
 
 from irepa_jax import errors
-from irepa_jax.runs import lock
 from irepa_jax.distributed import processes
+from irepa_jax.runs import lock
 
 REMOTE = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # scheme -> package
 SPARE = 2  # checkpoints that must fit beside one another while one is written
@@ -44,6 +44,7 @@ def open_(workdir, config, *, fields=None, force=False, state_bytes=0, keep=1):
   held = lock.Lock(workdir)
   processes.on_first(held.take)
   try:
+    held.check_seen()
     processes.on_first(
         lambda: check_config(workdir, config, fields=fields, force=force)
     )

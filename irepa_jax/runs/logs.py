@@ -9,12 +9,14 @@ through tensorboardX, without TensorFlow.
 import contextlib
 import json
 import math
+import os
 import pathlib
 import re
 import sys
 import tempfile
 import time
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -314,9 +316,21 @@ def _copy(source, target, names):
       (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
+_WAITING = {}  # path -> lines that a full disk has not taken yet
+
+
 def _append(path, entry):
-  with path.open('a') as file:
-    file.write(json.dumps(entry) + '\n')
+  """Adds a line; what cannot be written now is kept for the next time."""
+  lines = _WAITING.pop(path, '') + json.dumps(entry) + '\n'
+  size = path.stat().st_size if path.exists() else 0
+  try:
+    with path.open('a') as file:
+      file.write(lines)
+  except OSError as error:
+    _WAITING[path] = lines
+    logging.warning('%s cannot be written (%s); the run goes on', path, error)
+    with contextlib.suppress(OSError):
+      os.truncate(path, size)
 
 
 def _cut_back(path, last):

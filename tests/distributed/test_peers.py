@@ -28,7 +28,7 @@ import time
 from jax.experimental import multihost_utils
 from irepa_jax import errors, cli
 from irepa_jax.distributed import peers
-peers.line().at_end(lambda: print('LAST WORDS', flush=True))
+peers.at_end(lambda: print('LAST WORDS', flush=True))
 multihost_utils.process_allgather(jnp.ones(()))
 def wait():
   print('READY', flush=True)

@@ -11,8 +11,8 @@ import pytest
 
 from configs import base
 from irepa_jax import errors
-from irepa_jax.runs import lock
 from irepa_jax.runs import directory
+from irepa_jax.runs import lock
 
 CONFIG = {'model': 'SiT-XL/2', 'betas': (0.9, 0.999), 'log_every': 100}
 
