@@ -8,6 +8,7 @@ them, and the checks of files and mesh, alone.
 import difflib
 import math
 
+from configs import base
 from irepa_jax import errors
 
 CHOICES = {
@@ -61,11 +62,13 @@ REST = {
     'mesh_data': 'all that mesh_model and mesh_replica leave',
     'mesh_replica': 'one for each group of devices',
 }
+SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
 
 
 def config(config):
   """Checks every field of an experiment and those that depend on others."""
+  _complete(config)
   for field, allowed in CHOICES.items():
     _choice(field, config[field], allowed)
   for field, least in AT_LEAST.items():
@@ -80,6 +83,7 @@ def config(config):
   _optimiser(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
+  _numbers(config)
 
 
 def guidance(scale, low, high):
@@ -113,6 +117,37 @@ def coefficients(config):
 def encoder_names(config):
   """Returns the names of the encoders, none for an empty field."""
   return tuple(n.strip() for n in config.encoder.split(',') if n.strip())
+
+
+def _complete(config):
+  """Raises UsageError for a config file that lost fields or invents some."""
+  lost = sorted(base.FIELDS.keys() - set(config))
+  if lost:
+    raise errors.UsageError(
+        f'the config has no field {", ".join(lost[:5])}; a config file changes'
+        ' the fields of configs.base.get_config()'
+    )
+  extra = sorted(set(config) - base.FIELDS.keys() - {'preset'})
+  if extra:
+    near = difflib.get_close_matches(extra[0], base.FIELDS, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise errors.UsageError(
+        f'the config has a field {extra[0]!r}{hint}, which nothing reads'
+    )
+
+
+def _numbers(config):
+  """Raises UsageError for numbers that are none, and seeds of too many bits."""
+  for field, value in sorted(config.items()):
+    values = value if isinstance(value, tuple | list) else (value,)
+    numbers = [v for v in values if isinstance(v, float)]
+    _require(
+        all(map(math.isfinite, numbers)), field, value, 'finite'
+    )
+  low, high = SEEDS
+  _require(
+      low <= config.seed <= high, 'seed', config.seed, f'in {low} .. {high}'
+  )
 
 
 def _optimiser(config):

@@ -119,7 +119,9 @@ def _parse(argv):
     problem = _flag_problem(str(error))
   except (AttributeError, KeyError) as error:
     problem = _unknown_key(error, argv)
-  except (OSError, ImportError, TypeError, ValueError) as error:
+  except Exception as error:  # whatever the code of a config file raises
+    if _config_name(argv) is None:
+      raise
     problem = _bad_config(error, argv)
   sys.exit(_report(errors.UsageError(problem), 2, debug='--debug' in argv))
 
@@ -188,7 +190,8 @@ def _bad_config(error, argv):
   path = name.split(':', 1)[0]
   if 'get_config' in str(error):
     return f'config file {path!r} has no function get_config'
-  return f'config {name!r}: {error}'
+  kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+  return f'config {name!r}: {kind}{error}'
 
 
 def _out_of_memory(error):

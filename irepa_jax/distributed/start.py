@@ -54,7 +54,12 @@ def join(
   job = cluster.find(coordinator, num_processes, process_id)
   if job is None:
     _keep_programs()
-    return
+  else:
+    _join(job, initialization_timeout, heartbeat_timeout)
+  _check_platform()
+
+
+def _join(job, initialization_timeout, heartbeat_timeout):
   timeout = _seconds(
       initialization_timeout, 'IREPA_START_TIMEOUT', START_TIMEOUT_S
   )
@@ -77,6 +82,20 @@ def join(
       socket.gethostname(),
       job.source,
   )
+
+
+def _check_platform():
+  """Raises UsageError where JAX_PLATFORMS names what is not there."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    if not (platforms := jax.config.jax_platforms):
+      raise
+    reason = str(error).strip().split('\n')[0] or 'no such device or plugin'
+    raise errors.UsageError(
+        f'JAX_PLATFORMS is {platforms!r}: {reason}; leave it away to take what'
+        ' is there, or cpu'
+    ) from error
 
 
 def _keep_programs():

@@ -70,6 +70,7 @@ def prepare(
   say = say if process_index == 0 else _silent
   source = sources.create(source) if isinstance(source, str) else source
   manifests.check_local(out)
+  shards.check_writable(out)
   codec, encoders = _networks(source, options)
   _check(source, options, codec)
   job = _job(source, out, codec, encoders, options)
