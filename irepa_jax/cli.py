@@ -21,7 +21,7 @@ from configs import base
 from irepa_jax import errors
 from irepa_jax.distributed import peers
 from irepa_jax.distributed import signals
-from irepa_jax.runs import streams
+from irepa_jax.distributed import streams
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,

@@ -70,12 +70,12 @@ def prepare(
   say = say if process_index == 0 else _silent
   source = sources.create(source) if isinstance(source, str) else source
   manifests.check_local(out)
-  shards.check_writable(out)
   codec, encoders = _networks(source, options)
   _check(source, options, codec)
   job = _job(source, out, codec, encoders, options)
   length = job.settings['images']
   spans = shards.plan(length, options.shard_size)
+  shards.check_writable(out)
   shards.check_folder(out, job.settings)
   with futures.ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
     job = job._replace(pool=pool)

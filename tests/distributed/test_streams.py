@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 import os, resource, sys
-from irepa_jax.runs import streams
+from irepa_jax.distributed import streams
 streams.outlast()
 print('first', flush=True)
 sys.stdin.readline()
