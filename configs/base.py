@@ -97,9 +97,11 @@ FIELDS = {
     'accumulate': free(1, 'microbatches per step'),
     'max_skipped': free(10, 'consecutive steps with NaN before the run stops'),
 
-    # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
+    # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel);
+    # 'replica' splits the batch over copies of the weights.
     'mesh_data': free(-1, '-1: all the rest'),
     'mesh_model': free(1, 'devices that split matrices'),
+    'mesh_replica': free(-1, '-1: one per slice, or node; 1: weights over all'),
     'fsdp': free(True, "split parameters and optimiser over 'data' as well"),
     'allow_subset': free(False, 'leave devices idle when the mesh is smaller'),
 

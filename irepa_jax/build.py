@@ -90,6 +90,11 @@ def model(config, autoencoder, mesh=None):
         f'{config.model} needs a latent side divisible by {module.patch}; at'
         f' {config.image_size} pixels it is {module.size}'
     )
+  if module.size == module.patch:
+    raise errors.UsageError(
+        f'{config.model} sees a latent of {module.size}x{module.size} as one'
+        ' token; it needs a smaller patch or a larger config.image_size'
+    )
   return module
 
 

@@ -8,6 +8,7 @@ them, and the checks of files and mesh, alone.
 import difflib
 import math
 
+from configs import base
 from irepa_jax import errors
 
 CHOICES = {
@@ -56,26 +57,33 @@ AT_LEAST = {
     'watchdog_s': 0,
     'weight_decay': 0,
 }
+# What -1 stands for.
+REST = {
+    'mesh_data': 'all that mesh_model and mesh_replica leave',
+    'mesh_replica': 'one for each group of devices',
+}
+SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
 
 
 def config(config):
   """Checks every field of an experiment and those that depend on others."""
+  _complete(config)
   for field, allowed in CHOICES.items():
     _choice(field, config[field], allowed)
   for field, least in AT_LEAST.items():
     value = config.get(field, least)  # absent from the config of an older run
     _require(value >= least, field, value, f'at least {least}')
-  _require(
-      config.mesh_data == -1 or config.mesh_data >= 1,
-      'mesh_data',
-      config.mesh_data,
-      '1 or more, or -1 for all that mesh_model leaves',
-  )
+  for field, rest in REST.items():
+    value = config.get(field, -1)
+    _require(
+        value == -1 or value >= 1, field, value, f'1 or more, or -1 for {rest}'
+    )
   _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
   _optimiser(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
+  _numbers(config)
 
 
 def guidance(scale, low, high):
@@ -109,6 +117,37 @@ def coefficients(config):
 def encoder_names(config):
   """Returns the names of the encoders, none for an empty field."""
   return tuple(n.strip() for n in config.encoder.split(',') if n.strip())
+
+
+def _complete(config):
+  """Raises UsageError for a config file that lost fields or invents some."""
+  lost = sorted(base.FIELDS.keys() - set(config))
+  if lost:
+    raise errors.UsageError(
+        f'the config has no field {", ".join(lost[:5])}; a config file changes'
+        ' the fields of configs.base.get_config()'
+    )
+  extra = sorted(set(config) - base.FIELDS.keys() - {'preset'})
+  if extra:
+    near = difflib.get_close_matches(extra[0], base.FIELDS, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise errors.UsageError(
+        f'the config has a field {extra[0]!r}{hint}, which nothing reads'
+    )
+
+
+def _numbers(config):
+  """Raises UsageError for numbers that are none, and seeds of too many bits."""
+  for field, value in sorted(config.items()):
+    values = value if isinstance(value, tuple | list) else (value,)
+    numbers = [v for v in values if isinstance(v, float)]
+    _require(
+        all(map(math.isfinite, numbers)), field, value, 'finite'
+    )
+  low, high = SEEDS
+  _require(
+      low <= config.seed <= high, 'seed', config.seed, f'in {low} .. {high}'
+  )
 
 
 def _optimiser(config):

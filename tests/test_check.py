@@ -57,6 +57,7 @@ WRONG = [
     (dict(features='cache'), "did you mean 'cached'"),
     (dict(mesh_data=0), '-1 for all'),
     (dict(mesh_data=-2), '-1 for all'),
+    (dict(mesh_replica=0), '-1 for one for each group'),
     (dict(mesh_model=0), 'at least 1'),
     (dict(data_threads=-1), 'at least 0'),
     (dict(prefetch=0), 'at least 1'),
@@ -133,7 +134,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
   own = {
       'align_coefficient', 'betas', 'ema', 'encoder_weights', 'guidance',
       'guidance_low', 'guidance_high', 'label_dropout', 'lr', 'mesh_data',
-      'projector_kernel', 'time_std',
+      'mesh_replica', 'projector_kernel', 'time_std',
   }  # fmt: skip
   # Checked where they are used: names of parts, paths, hub ids, projects.
   names = {

@@ -15,6 +15,7 @@ import numpy as np
 from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import records
+from irepa_jax.data import sound
 from irepa_jax.names import file_names
 
 NAME = 'manifest.json'
@@ -283,9 +284,11 @@ def _parse(fields, path):
         for item in fields.pop('encoders')
     )
     fields = {k: _tuple(v) for k, v in fields.items()}
-    return Manifest(**fields, **shards, encoders=features)
+    manifest = Manifest(**fields, **shards, encoders=features)
   except (TypeError, KeyError) as error:
     raise errors.DataError(f'{path} is not complete: {error}') from error
+  sound.check(manifest, path)
+  return manifest
 
 
 def _tuple(value):

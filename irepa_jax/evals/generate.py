@@ -122,7 +122,7 @@ def generate(
 
   Raises DataError when an image is not finite.
   """
-  unit = mesh.shape[sharding.DATA] if mesh else 1
+  unit = sharding.row_parts(mesh) if mesh else 1
   if mesh:
     sharding.check_batch(batch_size, mesh)
   size = min(batch_size, -(-len(numbers) // unit) * unit)

@@ -73,7 +73,7 @@ def extract(spaces, images, mesh, *, batch_size, label=''):
   Every process decodes and feeds the rows of its own devices; the others yield
   empty dicts. A bar shows the progress.
   """
-  unit = mesh.shape[sharding.DATA]
+  unit = sharding.row_parts(mesh)
   size = -(-min(batch_size, images.count) // unit) * unit
   split = sharding.batch_sharding(mesh)
   rows = pipeline.local_rows(split, size)

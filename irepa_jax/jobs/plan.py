@@ -4,7 +4,6 @@ With a topology the whole training step is compiled for a TPU slice or GPUs that
 are not there, by the real compiler.
 """
 
-import collections
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ import numpy as np
 
 from irepa_jax import build
 from irepa_jax import errors
+from irepa_jax.distributed import collectives
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
 
@@ -31,25 +31,17 @@ TARGETS = pathlib.Path(__file__).parent / 'targets'
 # Without a GPU, kernels that have to be tried out cannot be chosen: matrix
 # products are left to cuBLAS.
 GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
-COLLECTIVE = re.compile(
-    r'= \(?(\w+)\[.*? (all-gather|all-reduce|reduce-scatter|all-to-all|'
-    r'collective-permute)(?:-start)?\('
-)
 GIB = 2**30
 
 
-def plan(config, slice_name=''):
+def plan(config, slice_name='', slices=1):
   """Returns what a run needs, as a dict.
 
-  slice_name: of `topology`; without, the devices at hand are counted on.
+  slice_name: of `topology`, and `slices` of it; without, the devices at hand
+    are counted on.
   """
-  devices = topology(slice_name) if slice_name else jax.devices()
-  mesh = sharding.make_mesh(
-      config.mesh_data,
-      config.mesh_model,
-      devices=devices,
-      allow_subset=config.allow_subset,
-  )
+  devices = topology(slice_name, slices) if slice_name else jax.devices()
+  mesh = setup.make_mesh(config, devices)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
@@ -62,8 +54,8 @@ def plan(config, slice_name=''):
   return report
 
 
-def topology(name):
-  """Returns the devices of a TPU slice, or GPUs, that are not there."""
+def topology(name, slices=1):
+  """Returns the devices of TPU slices, or nodes of GPUs, that are not there."""
   kind, _, bounds = name.partition(':')
   target = TARGETS / f'{kind}.txtpb'
   gpus = sorted(path.stem for path in TARGETS.glob('*.txtpb'))
@@ -72,7 +64,7 @@ def topology(name):
         name,
         'cuda',
         'jax[cuda12]',
-        topology=f'1x1x{bounds or 1}',
+        topology=f'{slices}x1x{bounds or 1}',
         target_config=target.read_text(),
     )
   if kind not in TYPES or not re.fullmatch(r'\d+(x\d+)+', bounds):
@@ -87,7 +79,7 @@ def topology(name):
       'TPU_WORKER_HOSTNAMES': 'localhost',
   }
   single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
-  return _found(name, 'tpu', 'libtpu', **single)
+  return _found(name, 'tpu', 'libtpu', num_slices=slices, **single)
 
 
 def _found(name, platform, package, **options):
@@ -148,12 +140,14 @@ def compiled(built, config, mesh, shapes):
         ' memory: --config.remat=full, --config.fsdp=true,'
         ' --config.accumulate=2'
     ) from error
-  memory = program.memory_analysis()
+  memory, text = program.memory_analysis(), _text(program)
+  groups = [sharding.group(device) for device in mesh.devices.flat]
   return {
       'compile_s': round(time.time() - start),
       'arguments_gib': round(memory.argument_size_in_bytes / GIB, 2),
       'temporaries_gib': round(memory.temp_size_in_bytes / GIB, 2),
-      'collectives': collectives(_text(program)),
+      'collectives': collectives.counted(text),
+      'between_slices': collectives.crossing(text, groups),
   }
 
 
@@ -168,11 +162,3 @@ def _text(program):
   except jax.errors.JaxRuntimeError as error:
     logging.warning('no count of collectives: %s', str(error).split('\n')[0])
     return ''
-
-
-def collectives(text):
-  """Counts collectives of a compiled program as {'all-gather bf16': n}."""
-  found = collections.Counter(
-      f'{name} {dtype}' for dtype, name in COLLECTIVE.findall(text)
-  )
-  return dict(sorted(found.items()))

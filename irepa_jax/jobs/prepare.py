@@ -75,6 +75,7 @@ def prepare(
   job = _job(source, out, codec, encoders, options)
   length = job.settings['images']
   spans = shards.plan(length, options.shard_size)
+  shards.check_writable(out)
   shards.check_folder(out, job.settings)
   with futures.ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
     job = job._replace(pool=pool)

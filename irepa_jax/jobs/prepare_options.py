@@ -68,4 +68,9 @@ def checked(**fields):
   for name in ('image_size', 'shard_size', 'batch_size'):
     if getattr(chosen, name) < 1:
       raise errors.UsageError(f'{name}={getattr(chosen, name)}: 1 or more')
+  for name in ('threads', 'num_classes', 'max_images'):
+    if getattr(chosen, name) < 0:
+      raise errors.UsageError(f'{name}={getattr(chosen, name)}: 0 or more')
+  if not 0 <= chosen.max_skipped <= 1:
+    raise errors.UsageError(f'max_skipped={chosen.max_skipped}: from 0 to 1')
   return chosen

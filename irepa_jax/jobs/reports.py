@@ -20,6 +20,7 @@ import numpy as np
 from irepa_jax import build
 from irepa_jax import errors
 from irepa_jax.distributed import processes
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import digits
 from irepa_jax.evals import generate
 from irepa_jax.evals import generated
@@ -95,7 +96,7 @@ class Sampler:
 
   def parts(self, state, count, stop, step, render=None):
     """Yields generate.Part of this process; fewer when told to stop."""
-    unit = self.mesh.shape['data']
+    unit = sharding.row_parts(self.mesh)
     size = math.ceil(min(BATCH, self.config.batch_size, count) / unit) * unit
     return generate.generate(
         render or self.render,

@@ -106,7 +106,7 @@ def fill(folder, count, settings, render, params, *, batch_size, mesh):
 
   render: of saved_run.renderer, or one that makes features of them.
   """
-  unit = mesh.shape[sharding.DATA]
+  unit = sharding.row_parts(mesh)
   batch_size = -(-batch_size // unit) * unit
   parts.claim(folder, settings)
   numbers = parts.missing(folder, count)

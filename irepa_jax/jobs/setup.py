@@ -12,10 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import build
+from irepa_jax import errors
+from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
+
+GPUS = 'gpu', 'cuda'  # as JAX and its compile-only topologies call them
 
 
 class Shapes(NamedTuple):
@@ -25,6 +29,27 @@ class Shapes(NamedTuple):
   batch: Any
   frozen: Any
   key: Any
+
+
+def make_mesh(config, devices=None):
+  """Returns the mesh that the fields of an experiment ask for.
+
+  Raises UsageError where they do not fit the devices.
+  """
+  mesh = sharding.make_mesh(
+      config.mesh_data,
+      config.mesh_model,
+      config.mesh_replica,
+      devices=devices,
+      allow_subset=config.allow_subset,
+  )
+  platform = mesh.devices.flat[0].platform
+  if config.attention == 'cudnn' and platform not in GPUS:
+    raise errors.UsageError(
+        f'config.attention is cudnn, which is for NVIDIA GPUs, not {platform};'
+        ' it must be xla here'
+    )
+  return mesh
 
 
 def abstract(built: build.Experiment, config, mesh) -> Shapes:
@@ -93,6 +118,23 @@ def jit_step(built: build.Experiment, config, mesh, manifest):
       donate_argnums=0,
       out_shardings=(sharding.of(state), sharding.replicated(mesh)),
   )
+
+
+def compiled_together(step):
+  """Returns the jitted step, with whose first call all processes compile it.
+
+  They meet before they run it: of the collectives that the first run sets up
+  the processes must not be 30 s apart.
+  """
+  made = []
+
+  def call(*arguments):
+    if not made:
+      made.append(step.lower(*arguments).compile())
+      processes.gather('compiled')
+    return made[0](*arguments)
+
+  return call if jax.process_count() > 1 else step
 
 
 def keys(config):

@@ -23,6 +23,7 @@ from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
@@ -88,7 +89,9 @@ def run(config, workdir, *, check_only=False) -> int:
     _introduce(job, first)
     _, status = loop.train(
         loop.Run(
-            step=setup.jit_step(job.built, config, job.mesh, job.data.manifest),
+            step=setup.compiled_together(
+                setup.jit_step(job.built, config, job.mesh, job.data.manifest)
+            ),
             batches=batches,
             frozen=frozen,
             key=k_train,
@@ -129,9 +132,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
   """
   check.config(config)
   processes.agree({'config': config.to_dict()})
-  mesh = sharding.make_mesh(
-      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
-  )
+  mesh = setup.make_mesh(config)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
@@ -159,6 +160,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
         **known,
     )
     stack.enter_context(lock)
+    peers.at_end(lock.release)
   data = open_data(config, built, folder)
   stack.callback(data.close)
   processes.agree({'data set': fingerprint(data.manifest)})

@@ -48,6 +48,7 @@ def open_(workdir, config, *, fields=None, force=False, state_bytes=0, keep=1):
   held = lock.Lock(workdir)
   processes.on_first(held.take)
   try:
+    held.check_seen()
     processes.on_first(
         lambda: check_config(workdir, config, fields=fields, force=force)
     )

@@ -13,6 +13,7 @@ import contextlib
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import jax
 
 from irepa_jax import errors
@@ -121,7 +122,11 @@ def _log(run, step, metrics):
 
 def _report(run, hook, state, step):
   with run.meter.paused(hook.name):
-    values = hook.report(state, step)
+    try:
+      values = hook.report(state, step)
+    except OSError as error:  # a full disk: the numbers matter more
+      logging.warning('no %s of step %d: %s', hook.name, step, error)
+      return
     if values:
       run.log.scalars(step, values)
 

@@ -8,16 +8,19 @@ import sys
 
 import jax
 import pytest
+import uncached
 
+from configs import quickstart
 from configs import sit_s
 from irepa_jax import errors
+from irepa_jax.distributed import collectives
 from irepa_jax.jobs import plan
 
 
 def test_sizes_without_a_compiler():
   figures = plan.plan(sit_s.get_config('irepa'))
   assert figures['parameters']['model'] == 32_957_200
-  assert figures['mesh'] == {'data': 8, 'model': 1}
+  assert figures['mesh'] == {'replica': 1, 'data': 8, 'model': 1}
   # Parameters, two moments and one average of four bytes each, over 8 devices.
   whole = 16 * sum(figures['parameters'].values()) / 2**30
   assert figures['state_gib_per_device'] == pytest.approx(whole / 8, rel=0.02)
@@ -38,7 +41,7 @@ def test_collectives_are_counted_by_type():
   %e = f32[] all-reduce(%f), to_apply=%add
   %g = bf16[8,128]{1,0} add(%b, %b)
   """
-  assert plan.collectives(text) == {
+  assert collectives.counted(text) == {
       'all-gather bf16': 1, 'all-gather f32': 1, 'all-reduce f32': 1
   }  # fmt: skip
 
@@ -53,15 +56,32 @@ def test_a_program_that_cannot_be_read_back_has_no_text(caplog):
   assert 'no count of collectives: INTERNAL: not parsed' in caplog.text
 
 
+@pytest.mark.skipif(
+    not importlib.util.find_spec('libtpu'), reason='needs pip install libtpu'
+)
+def test_weights_stay_within_a_slice(monkeypatch):
+  for name in ('SKIP_MDS_QUERY', 'ACCELERATOR_TYPE', 'WORKER_HOSTNAMES'):
+    monkeypatch.setenv(f'TPU_{name}', 'given back after the test')
+  config = quickstart.get_config('none')
+  config.update(dict(batch_size=16, fsdp=True, scan_layers=False))
+  with uncached.uncached():
+    figures = plan.plan(config, 'v5e:2x2', slices=2)
+  assert figures['mesh'] == {'replica': 2, 'data': 4, 'model': 1}
+  # Every gradient once, in four parts by then: 1.26 MiB, of which 0.94 are of
+  # weights that are split. No weight is gathered.
+  assert figures['between_slices'].keys() == {'all-reduce f32'}
+  assert 1.26 / 4 < figures['between_slices']['all-reduce f32']['mib'] < 0.57
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not importlib.util.find_spec('libtpu'), reason='needs pip install libtpu'
 )
-def test_compiles_for_a_tpu_slice():
+def test_compiles_for_two_tpu_slices():
   done = subprocess.run(
       [
           sys.executable, '-m', 'irepa_jax.tools.plan',
-          '--config=configs/sit_s.py', '--topology=v5e:2x4',
+          '--config=configs/sit_s.py', '--topology=v5e:2x2', '--slices=2',
           '--config.encoder=', '--config.batch_size=64',
       ],
       env=os.environ | {'JAX_PLATFORMS': 'cpu'},
@@ -70,3 +90,8 @@ def test_compiles_for_a_tpu_slice():
   figures = json.loads(done.stdout)
   assert figures['collectives']['all-gather bf16'] > 0
   assert figures['arguments_gib'] + figures['temporaries_gib'] < 15.75
+  assert figures['mesh'] == {'replica': 2, 'data': 4, 'model': 1}
+  # Gradients leave a slice; of everything else a few rows and biases.
+  crossing = figures['between_slices']
+  gradients = crossing.pop('all-reduce f32')
+  assert gradients['mib'] > 50 * sum(x['mib'] for x in crossing.values())

@@ -187,3 +187,22 @@ def test_all_processes_of_a_job_are_refused_alike(tmp_path, holder):
   assert lines[0] == lines[1]
   assert lines[0][0]['kind'] == 'CheckpointError'
   assert f'process {holder.pid} on' in lines[0][0]['text']
+
+
+UNSEEN = """
+import pathlib
+from irepa_jax.runs import directory, lock
+lock.SEEN_S = 0.2
+folder = pathlib.Path(arguments['folder'], 'not mounted' if rank else 'run')
+try:
+  directory.open_(folder, {'model': 'a'})
+except ValueError as error:
+  result(status=error.exit_status, line=str(error))
+"""
+
+
+def test_a_run_directory_that_one_process_does_not_see_is_refused(tmp_path):
+  for (found,) in multihost.run(UNSEEN, folder=str(tmp_path), devices=1):
+    assert found['status'] == 2
+    assert 'process 1 does not see what process 0 writes' in found['line']
+  assert not list((tmp_path / 'run').iterdir())

@@ -1,12 +1,12 @@
 """One training step is the same on every mesh."""
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import uncached
 
 from configs import quickstart
 from irepa_jax import build
@@ -22,20 +22,24 @@ MESHES = {
     'both': (4, 2, {'fsdp': True}),
     'scan_remat': (8, 1, {'fsdp': True, 'scan_layers': True, 'remat': 'names'}),
     'accumulate': (2, 1, {'fsdp': True, 'accumulate': 2, 'remat': 'full'}),
+    'groups': (4, 1, {'fsdp': True}),
+    'over_groups': (8, 1, {'fsdp': True}),
 }
+# Devices 0 to 3 share a fast network and 4 to 7 another: copies of the weights.
+GROUPS = {'groups': 2, 'over_groups': 1}
 
 
 # What XLA says where it has to replicate an array to change its sharding.
 WARNING = 'Involuntary full rematerialization'
 
 
-def prepared(data, model, fields):
+def prepared(data, model, fields, replica=1):
   """Returns the step and its arguments, on random images and latents."""
   config = quickstart.get_config('irepa')
   # With a large epsilon AdamW moves by the gradient, not by its sign, which
   # rounding decides where the gradient is zero.
   config.update({'batch_size': 16, 'lr': 0.1, 'adam_eps': 1.0} | dict(fields))
-  mesh = sharding.make_mesh(data, model, allow_subset=True)
+  mesh = sharding.make_mesh(data, model, replica, allow_subset=True)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
   k_init, k_train = setup.keys(config)
@@ -47,17 +51,20 @@ def prepared(data, model, fields):
 
 
 @functools.cache
-def one_step(data, model, fields=()):
+def one_step(data, model, fields=(), replica=1):
   """Returns (state, metrics) after a step."""
-  step, arguments = prepared(data, model, fields)
+  step, arguments = prepared(data, model, fields, replica)
   return step(*arguments)
 
 
 @pytest.mark.parametrize('name', MESHES)
-def test_a_step_equals_that_of_one_device(name):
+def test_a_step_equals_that_of_one_device(name, monkeypatch):
   data, model, fields = MESHES[name]
-  state, metrics = one_step(data, model, tuple(fields.items()))
   alone, expected = one_step(1, 1)
+  if name in GROUPS:
+    monkeypatch.setattr(sharding, 'group', lambda device: device.id // 4)
+  fields = tuple(fields.items())
+  state, metrics = one_step(data, model, fields, GROUPS.get(name, 1))
   for key in ('loss', 'diffusion', 'alignment', 'grad_norm'):
     # Sums over 16 images in another order: a few units of 2^-23.
     np.testing.assert_allclose(metrics[key], expected[key], rtol=3e-6)
@@ -84,7 +91,7 @@ def test_no_large_array_stays_whole_under_fsdp(name):
 def test_no_array_is_replicated_to_change_its_sharding(name, capfd):
   data, model, fields = MESHES[name]
   step, arguments = prepared(data, model, tuple(fields.items()))
-  with uncached():
+  with uncached.uncached():
     step.lower(*arguments).compile()
   assert WARNING not in capfd.readouterr().err
 
@@ -96,16 +103,6 @@ def test_the_warning_of_the_compiler_is_seen(capfd):
       x, jax.sharding.NamedSharding(mesh, spec(*axes))
   )
   turn = lambda x: pin(jnp.sin(pin(x, 'data')), None, 'model')
-  with uncached():
+  with uncached.uncached():
     jax.jit(turn).lower(jnp.zeros((64, 64))).compile()
   assert WARNING in capfd.readouterr().err
-
-
-@contextlib.contextmanager
-def uncached():
-  """Compiles anew, so that the compiler says what it has to say."""
-  jax.config.update('jax_enable_compilation_cache', False)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_enable_compilation_cache', True)

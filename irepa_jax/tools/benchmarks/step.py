@@ -41,9 +41,7 @@ def benchmark(config, *, steps=20, against=''):
   steps: timed, after compilation; against: 'torch' alternates with PyTorch.
   """
   check.config(config)
-  mesh = sharding.make_mesh(
-      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
-  )
+  mesh = setup.make_mesh(config)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   timed = Ours(built, config, mesh)
