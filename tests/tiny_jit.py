@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from irepa_jax import models
+from irepa_jax.diffusion import objectives
+from irepa_jax.diffusion import paths
 from irepa_jax.models import projector as projectors
 from irepa_jax.weights import convert
 
@@ -58,3 +60,56 @@ def network(model, params):
 def last(x):
   """Moves torch channels to the end."""
   return jnp.asarray(np.moveaxis(x, -3, -1))
+
+
+def objective(args, **settings):
+  """Returns the released objective: x is predicted, v compared, on our clock.
+
+  Its t is 1 - t here, so that the mean of logit(t) changes its sign.
+  """
+  time = functools.partial(
+      objectives.logit_normal, mean=-args['P_mean'], std=args['P_std']
+  )
+  return objectives.FlowMatching(
+      **dict(
+          null_label=args['class_num'],
+          time=time,
+          prediction='x',
+          loss_space='v',
+          floor=args['t_eps'],
+          noise_scale=args['noise_scale'],
+          label_dropout=args['label_drop_prob'],
+      )
+      | settings
+  )
+
+
+def drawn(entry, args):
+  """Returns (x, Draw) of the stored draws of a batch."""
+  x = last(entry['x'] if 'x' in entry else entry['image_u8'] / np.float32(127.5) - 1)
+  normal = jnp.asarray(entry['draw_t_normal'])
+  ratio = jnp.exp(-args['P_mean'] - args['P_std'] * normal)
+  dropped = entry['draw_label_drop_u'] < args['label_drop_prob']
+  y = np.where(dropped, args['class_num'], entry['y']).astype(np.int32)
+  noise = args['noise_scale'] * last(entry['draw_noise'])
+  return x, objectives.Draw(paths.linear.time(ratio), noise, jnp.asarray(y))
+
+
+def masks(entry):
+  """Returns the stored masks of dropout by {(place, shape): mask}.
+
+  They are of blocks 1 and 2, before and after the class tokens joined, and so
+  differ in their shapes.
+  """
+  stored = golden_files.subset(entry, 'keep')
+  found = {
+      f'{key.partition("/")[2]} {mask.shape}': jnp.asarray(mask)
+      for key, mask in stored.items()
+  }
+  assert len(found) == len(stored)
+  return found
+
+
+def fed(masks):
+  """Returns `keep` of JiT from stored masks."""
+  return lambda block, place, probability, shape: masks[f'{place} {shape}']
