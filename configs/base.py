@@ -42,11 +42,11 @@ FIELDS = {
     'data': free('data/imagenet256', 'folder'),
     'image_size': fixed(256, 'pixels'),
     'num_classes': fixed(1000, 'of the data set'),
-    'autoencoder': fixed('sd-vae-ft-mse', 'of the latents, by name'),
+    'autoencoder': fixed('sd-vae-ft-mse', 'of the latents, by name; or pixels'),
     'autoencoder_weights': free(
         '', "path or hub id; '' is its published source"
     ),
-    'flips': fixed(False, 'mirrored records, where the data set holds them'),
+    'flips': fixed(False, 'mirrored: images, or records that are stored so'),
     'batch_size': fixed(256, 'of the whole job, not of one device'),
     'data_threads': free(16, 'that read records'),
     'prefetch': free(2, 'batches on the device ahead of the step'),
@@ -54,8 +54,10 @@ FIELDS = {
     'verify_data': free(False, 'checksum every shard before the start'),
 
     # Model.
-    'model': fixed('SiT-XL/2', 'SIZE/PATCH'),
-    'qk_norm': fixed(False, 'LayerNorm of queries and keys'),
+    'model': fixed('SiT-XL/2', 'SIZE/PATCH, of SiT or JiT'),
+    'qk_norm': fixed(False, 'LayerNorm of queries and keys, of SiT'),
+    'attn_dropout': fixed(0.0, 'of JiT, in the middle half of its blocks'),
+    'proj_dropout': fixed(0.0, 'of JiT, after attention and in the MLP'),
     'dtype': fixed('bfloat16', 'of matrix products; parameters are float32'),
     'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
     'scan_layers': free(True, 'compiles several times faster than unrolled'),
@@ -83,12 +85,20 @@ FIELDS = {
     'time': fixed('uniform', 'lognormal, logit_normal'),
     'time_mean': fixed(0.0, 'of logit_normal'),
     'time_std': fixed(1.0, 'of logit_normal'),
+    'loss_space': fixed(
+        '', "what the loss compares: v, x, eps; '' is what the network returns"
+    ),
+    'divisor_floor': fixed(0.05, 'least divisor from x or eps to v'),
+    'noise_scale': fixed(1.0, 'standard deviation of the noise'),
     'label_dropout': fixed(0.1, 'probability of the null label'),
 
     # Optimiser: AdamW after clipping the global norm.
     'steps': free(400_000, 'of the whole run'),
     'lr': fixed(1e-4, 'after the warm-up'),
-    'warmup_steps': fixed(0, 'linear, then constant'),
+    'warmup_steps': fixed(0, 'linear, from lr / steps; then constant'),
+    'warmup_epochs': fixed(0.0, 'instead of steps: linear, from 0'),
+    'decay_steps': fixed(0, 'along a cosine to lr_min at this step; 0 is never'),
+    'lr_min': fixed(0.0, 'after decay_steps'),
     'betas': fixed((0.9, 0.999), 'of AdamW'),
     'adam_eps': fixed(1e-8, 'of AdamW'),
     'weight_decay': fixed(0.0, 'of AdamW'),
@@ -122,6 +132,9 @@ FIELDS = {
     'guidance': free(1.0, 'scale; 1 is none'),
     'guidance_low': free(0.0, 'guided where low <= t <= high'),
     'guidance_high': free(1.0, 'guided where low <= t <= high'),
+    'guidance_ends': free(
+        'closed', 'judged once a step; open: low < t < high, whenever evaluated'
+    ),
     'labels': free('random', 'or balanced'),
     'quantise': free('truncate', 'as released; or round'),
 
