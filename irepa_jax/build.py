@@ -29,7 +29,6 @@ from irepa_jax.train import schedule
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
 
-
 IMAGENET = 1_281_167  # records, where a schedule is wanted before the data set
 
 

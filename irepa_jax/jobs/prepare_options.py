@@ -6,7 +6,6 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.jobs import options
 
-
 NO_LATENTS = ('none', 'pixels')  # images alone, for models on pixels
 
 
