@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from configs import quickstart_jit
 from irepa_jax import build
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
-from irepa_jax.tools import benchmark
+from irepa_jax.tools.benchmarks import step as benchmark
 
 # name: (data, model, fields of the configuration)
 MESHES = {
@@ -23,15 +24,21 @@ MESHES = {
     'scan_remat': (8, 1, {'fsdp': True, 'scan_layers': True, 'remat': 'names'}),
     'accumulate': (2, 1, {'fsdp': True, 'accumulate': 2, 'remat': 'full'}),
 }
-
+DROPOUT = {'attn_dropout': 0.1, 'proj_dropout': 0.2}
+JIT_MESHES = {
+    'data': (8, 1, {'fsdp': False}),
+    'tensor': (4, 2, {'fsdp': True}),
+    'scan_remat': MESHES['scan_remat'],
+    'accumulate': MESHES['accumulate'],
+}
 
 # What XLA says where it has to replicate an array to change its sharding.
 WARNING = 'Involuntary full rematerialization'
 
 
-def prepared(data, model, fields):
+def prepared(data, model, fields, recipe=quickstart):
   """Returns the step and its arguments, on random images and latents."""
-  config = quickstart.get_config('irepa')
+  config = recipe.get_config('irepa')
   # With a large epsilon AdamW moves by the gradient, not by its sign, which
   # rounding decides where the gradient is zero.
   config.update({'batch_size': 16, 'lr': 0.1, 'adam_eps': 1.0} | dict(fields))
@@ -47,17 +54,32 @@ def prepared(data, model, fields):
 
 
 @functools.cache
-def one_step(data, model, fields=()):
+def one_step(data, model, fields=(), recipe=quickstart):
   """Returns (state, metrics) after a step."""
-  step, arguments = prepared(data, model, fields)
+  step, arguments = prepared(data, model, fields, recipe)
   return step(*arguments)
 
 
 @pytest.mark.parametrize('name', MESHES)
 def test_a_step_equals_that_of_one_device(name):
   data, model, fields = MESHES[name]
-  state, metrics = one_step(data, model, tuple(fields.items()))
-  alone, expected = one_step(1, 1)
+  assert_same_step(
+      one_step(data, model, tuple(fields.items())), one_step(1, 1)
+  )
+
+
+@pytest.mark.parametrize('name', JIT_MESHES)
+def test_dropout_on_pixels_is_the_same_on_every_mesh(name):
+  data, model, fields = JIT_MESHES[name]
+  step = lambda data, model, fields: one_step(
+      data, model, tuple(fields.items()), quickstart_jit
+  )
+  dropped = step(1, 1, DROPOUT)
+  assert_same_step(step(data, model, fields | DROPOUT), dropped)
+
+
+def assert_same_step(found, wanted):
+  (state, metrics), (alone, expected) = found, wanted
   for key in ('loss', 'diffusion', 'alignment', 'grad_norm'):
     # Sums over 16 images in another order: a few units of 2^-23.
     np.testing.assert_allclose(metrics[key], expected[key], rtol=3e-6)
