@@ -25,12 +25,6 @@ MESHES = {
     'accumulate': (2, 1, {'fsdp': True, 'accumulate': 2, 'remat': 'full'}),
 }
 DROPOUT = {'attn_dropout': 0.1, 'proj_dropout': 0.2}
-JIT_MESHES = {
-    'data': (8, 1, {'fsdp': False}),
-    'tensor': (4, 2, {'fsdp': True}),
-    'scan_remat': MESHES['scan_remat'],
-    'accumulate': MESHES['accumulate'],
-}
 
 # What XLA says where it has to replicate an array to change its sharding.
 WARNING = 'Involuntary full rematerialization'
@@ -68,9 +62,9 @@ def test_a_step_equals_that_of_one_device(name):
   )
 
 
-@pytest.mark.parametrize('name', JIT_MESHES)
+@pytest.mark.parametrize('name', ['both', 'scan_remat', 'accumulate'])
 def test_dropout_on_pixels_is_the_same_on_every_mesh(name):
-  data, model, fields = JIT_MESHES[name]
+  data, model, fields = MESHES[name]
   step = lambda data, model, fields: one_step(
       data, model, tuple(fields.items()), quickstart_jit
   )
@@ -81,8 +75,11 @@ def test_dropout_on_pixels_is_the_same_on_every_mesh(name):
 def assert_same_step(found, wanted):
   (state, metrics), (alone, expected) = found, wanted
   for key in ('loss', 'diffusion', 'alignment', 'grad_norm'):
-    # Sums over 16 images in another order: a few units of 2^-23.
-    np.testing.assert_allclose(metrics[key], expected[key], rtol=3e-6)
+    # Sums over 16 images in another order: a few units of 2^-23. A mean of
+    # cosines may be near zero.
+    np.testing.assert_allclose(
+        metrics[key], expected[key], rtol=3e-6, atol=1e-7
+    )
   for tree, other in ((state.params, alone.params), (state.ema, alone.ema)):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
