@@ -101,6 +101,38 @@ def check_local(folder):
     )
 
 
+def of_images(manifest, name, channels, *, cached=False):
+  """Returns the manifest as a model on pixels sees it: images and labels.
+
+  Latents that stand beside the images are left out, so that images are mirrored
+  where they are read and need no records of their own; with cached features
+  they do.
+
+  Args:
+    manifest: of the data set.
+    name: of the autoencoder that stands for pixels.
+    channels: of an image.
+    cached: whether the cached features are wanted.
+  """
+  if manifest.image_format == 'none':
+    raise errors.DataError(
+        f'the records hold no images, which a model on {name} reads; prepare'
+        ' with --image_format=jpeg or png'
+    )
+  return dataclasses.replace(
+      manifest,
+      autoencoder=name,
+      autoencoder_sha256='',
+      moments_shape=(),
+      latent_mean=(),
+      latent_std=(),
+      bias=(0.0,) * channels,
+      scale=(1.0,) * channels,
+      encoders=manifest.encoders if cached else (),
+      flips=manifest.flips if cached else (),
+  )
+
+
 def check(
     manifest,
     *,
@@ -146,8 +178,8 @@ def check_flips(manifest):
   """Raises DataError where examples cannot be mirrored: images alone can."""
   if not manifest.flips and (manifest.moments_shape or manifest.encoders):
     raise errors.DataError(
-        'the data set holds no mirrored latents; prepare it with --flip or set'
-        ' flips=False'
+        'the data set holds no mirrored latents or features; prepare it with'
+        ' --flip or set flips=False'
     )
 
 
@@ -212,6 +244,12 @@ def _check_labels(manifest, num_classes):
 def _check_autoencoder(manifest, name, sha256):
   if name is None:
     return
+  if manifest.autoencoder == 'none' != name:
+    raise errors.DataError(
+        f'the records hold no latents; the config has autoencoder {name!r}:'
+        f' prepare with --autoencoder={name}, or train on the images with'
+        ' autoencoder=pixels and a JiT'
+    )
   if manifest.autoencoder != name:
     raise errors.DataError(
         f'latents were made by autoencoder {manifest.autoencoder!r}; the config'

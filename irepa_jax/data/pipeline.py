@@ -36,14 +36,16 @@ HASH_THREADS = 8
 WAIT_S = 0.1  # between looks at whether a prefetch was closed
 
 
-def load(folder, *, verify=False, skip_bad=False):
+def load(folder, *, verify=False, skip_bad=False, view=None):
   """Opens a data set, checks its files, and returns a Dataset.
 
   Every shard must have the size that the manifest states, and a sample of
   records the shapes and statistics; `verify` also compares all checksums;
-  `skip_bad`: see `batches`.
+  `skip_bad`: see `batches`. view(manifest) -> manifest leaves out what is not
+  wanted, as manifests.of_images.
   """
   manifest = manifests.read(folder)
+  manifest = view(manifest) if view else manifest
   check = records.check_hash if verify else records.check_size
   with futures.ThreadPoolExecutor(HASH_THREADS) as pool:
     shards = [*manifest.shards, *manifest.flips]

@@ -163,6 +163,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
     peers.at_end(lock.release)
   data = open_data(config, built, folder)
   stack.callback(data.close)
+  built = built._replace(optimizer=build.optimizer(config, len(data)))
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
@@ -180,21 +181,33 @@ def open_data(config, built, folder):
         autoencoder=config.autoencoder,
         image_format='png',
     )
+  cached = config.features == 'cached' and bool(built.encoders)
+  codec, view, latents = built.autoencoder, None, {}
+  if codec.stored:
+    size, channels = built.model.size, built.model.channels
+    latents = dict(latent_shape=(size, size, channels))
+  else:
+    view = functools.partial(
+        manifests.of_images,
+        name=codec.name,
+        channels=codec.channels,
+        cached=cached,
+    )
   data = pipeline.load(
-      folder, verify=config.verify_data, skip_bad=config.skip_bad
+      folder, verify=config.verify_data, skip_bad=config.skip_bad, view=view
   )
+  if latents:
+    latents |= dict(bias=data.manifest.bias, scale=data.manifest.scale)
   manifests.check(
       data.manifest,
       image_size=config.image_size,
       num_classes=config.num_classes,
       autoencoder=config.autoencoder,
-      latent_shape=(built.model.size, built.model.size, built.model.channels),
-      bias=data.manifest.bias,
-      scale=data.manifest.scale,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
       images_needed=bool(built.encoders) and config.features == 'online',
       flips=config.flips,
+      **latents,
   )
   return data
 

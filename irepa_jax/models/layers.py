@@ -99,6 +99,7 @@ class Patches(nn.Module):
   patch: int
   width: int
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -107,7 +108,9 @@ class Patches(nn.Module):
     # Xavier of the matrix [p p c, width].
     init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
     kernel = self.param('kernel', init, (p, p, c, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    bias = jnp.zeros((self.width,))
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.width,))
     x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(b, (h // p) * (w // p), p * p * c)
     kernel = kernel.reshape(p * p * c, self.width)
