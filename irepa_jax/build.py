@@ -81,6 +81,7 @@ def model(config, autoencoder, mesh=None):
       raise errors.UsageError(
           f'config.{field} is {config[field]}; {config.model} has no dropout'
       )
+  _check_attention(config, mesh)
   module = models.create(
       config.model,
       size=config.image_size // autoencoder.factor,
@@ -106,6 +107,18 @@ def model(config, autoencoder, mesh=None):
         ' token; it needs a smaller patch or a larger config.image_size'
     )
   return module
+
+
+def _check_attention(config, mesh):
+  """Raises UsageError for devices that the kernel of cuDNN is not made for."""
+  if config.attention != 'cudnn' or mesh is None:
+    return
+  platform = mesh.devices.flat[0].platform
+  if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
+    raise errors.UsageError(
+        f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
+        " be 'xla', except on NVIDIA GPUs in bfloat16"
+    )
 
 
 def placement(mesh):
@@ -229,7 +242,7 @@ def _pixels(batch, frozen, key, *, bias, scale):
 def _targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
-    tokens = batch['features']
+    tokens = batch.get('features', ())  # of no encoder
   else:
     tokens = [
         encoder.encode(params, batch['image'])

@@ -183,6 +183,12 @@ def check_flips(manifest):
     )
 
 
+def places(manifest, names):
+  """Returns where the tokens of encoders stand in a record; True is all."""
+  stored = [item.name for item in manifest.encoders]
+  return range(len(stored)) if names is True else [*map(stored.index, names)]
+
+
 def check_moments(manifest, moments):
   """Raises DataError where moments [n h w 2c] do not fit the manifest."""
   mean, std = np.split(np.float64(moments), 2, axis=-1)
@@ -296,14 +302,15 @@ def _check_scale(manifest, bias, scale):
 
 
 def _check_encoders(manifest, encoders):
-  stored = [item.name for item in manifest.encoders]
+  stored = {item.name: item for item in manifest.encoders}
   wanted = [name for name, _ in encoders]
-  if stored != wanted:
+  if not stored.keys() >= set(wanted):
     raise errors.DataError(
-        f'cached features are of {stored or "no encoder"}; the config wants'
+        f'cached features are of {list(stored) or "no encoder"}; the config wants'
         f' {wanted}: prepare with --encoder={",".join(wanted)}'
     )
-  for item, (name, sha256) in zip(manifest.encoders, encoders, strict=True):
+  for name, sha256 in encoders:
+    item = stored[name]
     if item.sha256 and sha256 and item.sha256 != sha256:
       raise errors.DataError(
           f'cached features of {name!r} come from weights with sha256'

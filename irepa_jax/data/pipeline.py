@@ -77,7 +77,9 @@ class Dataset:
     Args:
       index: of the record.
       flip: whether to return the mirror image, its latents and its features.
-      image: whether the image is wanted, where there is one; and `features`.
+      image: whether the image is wanted, where there is one.
+      features: the names of the encoders whose tokens are wanted, in this
+        order; True is all that are stored.
     """
     stored = self.flips if flip and len(self.flips) else self.records
     try:
@@ -101,8 +103,8 @@ class Dataset:
       out['image'] = pixels[:, ::-1] if flip else pixels
     if features and manifest.encoders:
       out['features'] = tuple(
-          records.features(view, k, encoder.shape)
-          for k, encoder in enumerate(manifest.encoders)
+          records.features(view, k, manifest.encoders[k].shape)
+          for k in manifests.places(manifest, features)
       )
     return out
 
@@ -161,7 +163,8 @@ def batches(
     rows: of the global batch, those of this process (`local_rows`); all when
       None.
     flips: whether half of the examples are mirrored.
-    image: whether images are read; and `features`.
+    image: whether images are read.
+    features: names of the encoders whose tokens are read; True is all.
     threads: that read and decode.
     skip_bad: a damaged record is told, counted and replaced by the next one
       of the data set, instead of ending the stream with DataError.

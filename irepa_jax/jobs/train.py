@@ -49,6 +49,11 @@ class Job(NamedTuple):
   shapes: setup.Shapes
   data: pipeline.Dataset
 
+  @property
+  def stored(self):
+    """Names of the encoders whose tokens are read from the records."""
+    return setup.stored(self.built, self.config)
+
 
 def run(config, workdir, *, check_only=False) -> int:
   """Trains, or only checks whether it could; returns the exit status.
@@ -273,7 +278,7 @@ def device_batches(job, first):
       rows=pipeline.local_rows(split, config.batch_size),
       flips=config.flips,
       image='image' in job.shapes.batch,
-      features='features' in job.shapes.batch,
+      features=job.stored,
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )

@@ -43,6 +43,14 @@ class Dense(nn.Module):
     return fused.linear(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
+def cast(params, dtype):
+  """Casts weights to the dtype of matrix products; norms keep theirs."""
+  own = lambda path: 'norm' in jax.tree_util.keystr(path)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, w: w if own(path) else w.astype(dtype), params
+  )
+
+
 class Attention(nn.Module):
   """Self-attention over tokens [b n d]; softmax in float32."""
 
@@ -65,7 +73,7 @@ class Attention(nn.Module):
 
   def _norm(self, x, name):
     norm = nn.LayerNorm(epsilon=QK_NORM_EPS, dtype=jnp.float32, name=name)
-    return norm(x).astype(self.dtype)
+    return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 class Mlp(nn.Module):
