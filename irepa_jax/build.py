@@ -18,6 +18,7 @@ from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.data import latents
+from irepa_jax.diffusion import meanflow
 from irepa_jax.diffusion import objectives
 from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
@@ -60,7 +61,7 @@ def experiment(config, mesh=None) -> Experiment:
       projector=projector(config, module, teachers),
       encoders=teachers,
       autoencoder=autoencoder,
-      objective=objective(config),
+      objective=OBJECTIVES[config.objective](config, module, mesh),
       optimizer=optimizer(config),
   )
 
@@ -78,6 +79,7 @@ def model(config, autoencoder, mesh=None):
       channels=autoencoder.channels,
       num_classes=config.num_classes,
       qk_norm=config.qk_norm,
+      durations=config.objective == 'mean_flow',
       align_depth=config.align_depth,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
@@ -123,18 +125,46 @@ def token_grid(module):
   return (module.size // module.patch,) * 2
 
 
-def objective(config):
+def flow_matching(config, module, mesh):
   """Returns the flow-matching objective."""
+  del module, mesh
   return objectives.FlowMatching(
       null_label=config.num_classes,
       path=paths.PATHS[config.path],
-      time=functools.partial(
-          objectives.TIMES[config.time],
-          mean=config.time_mean,
-          std=config.time_std,
-      ),
+      time=times(config),
       prediction=config.prediction,
       label_dropout=config.label_dropout,
+  )
+
+
+def mean_flow(config, module, mesh):
+  """Returns the objective of MeanFlow."""
+  # Its product is forward only: nothing to recompute, no kernels of cuDNN.
+  product = module.clone(
+      dtype=jnp.dtype(config.product_dtype), attention='xla', remat='none'
+  )
+  return meanflow.MeanFlow(
+      null_label=config.num_classes,
+      time=times(config),
+      label_dropout=config.label_dropout,
+      data_proportion=config.data_proportion,
+      omega=config.omega,
+      kappa=config.kappa,
+      interval=(config.omega_low, config.omega_high),
+      power=config.loss_power,
+      eps=config.loss_eps,
+      product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
+      shards=mesh.shape[sharding.DATA] if mesh else 1,
+  )
+
+
+OBJECTIVES = {'flow_matching': flow_matching, 'mean_flow': mean_flow}
+
+
+def times(config):
+  """Returns the distribution of t."""
+  return functools.partial(
+      objectives.TIMES[config.time], mean=config.time_mean, std=config.time_std
   )
 
 
@@ -161,18 +191,22 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
       ),
       targets=functools.partial(_targets, built, config),
       draw=built.objective.draw,
-      diffusion=lambda params, x, draw: built.objective.loss(
-          network(built, params), x, draw
+      diffusion=lambda params, x, draw: built.objective.measured(
+          network(built.model, params['model']), x, draw
       ),
       align=functools.partial(_align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
+      group=built.objective.group,
   )
 
 
-def network(built: Experiment, params):
-  """Returns apply(x, t, y) -> (output, tokens) with the weights filled in."""
-  return lambda x, t, y: built.model.apply({'params': params['model']}, x, t, y)
+def network(module, weights):
+  """Returns apply(x, t, y ...) -> (output, tokens), a pytree of the weights."""
+  return jax.tree_util.Partial(
+      lambda weights, *inputs: module.apply({'params': weights}, *inputs),
+      weights,
+  )
 
 
 def _latents(batch, frozen, key, *, bias, scale):
@@ -219,7 +253,9 @@ def make_sample(built: Experiment, config, bias, scale):
 
   def sample(params, noise, y, keys):
     velocity = samplers.guided(
-        built.objective.as_velocity(network(built, params)),
+        built.objective.as_velocity(
+            network(built.model, params['model']), config.sample_steps
+        ),
         y,
         scale=config.guidance,
         interval=(config.guidance_low, config.guidance_high),
@@ -248,12 +284,12 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
 def train_flops(built: Experiment, config):
   """Returns the FLOPs of a training step per image: backward is twice forward."""
   forward = flops.sit(built.model)
+  total = (3 + built.objective.passes) * forward
   if built.projector:
-    forward += flops.projectors(built.projector)
-  teachers = 0
+    total += 3 * flops.projectors(built.projector)
   if config.features == 'online':
-    teachers = sum(map(encoder_flops, built.encoders))
-  return 3 * forward + teachers
+    total += sum(map(encoder_flops, built.encoders))
+  return total
 
 
 def encoder_flops(encoder):

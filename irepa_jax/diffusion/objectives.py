@@ -85,6 +85,10 @@ class FlowMatching:
   time: Callable[..., jax.Array] = uniform
   prediction: str = 'v'
   label_dropout: float = 0.1
+  # What MeanFlow has more of: rows that belong together, and passes of the
+  # network that no gradient follows.
+  group = 1
+  passes = 0
 
   def draw(
       self, key: jax.Array, x: Float[Array, 'b ...'], y: Int[Array, 'b']
@@ -110,6 +114,12 @@ class FlowMatching:
     error = output.astype(jnp.float32) - self.target(x, draw)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim))), tokens
 
+  def measured(
+      self, apply: Callable[..., Any], x: Float[Array, 'b ...'], draw: Draw
+  ) -> tuple[Float[Array, 'b'], Any, dict[str, jax.Array]]:
+    """Returns the same and scalars to log: none, as the loss says it all."""
+    return *self.loss(apply, x, draw), {}
+
   def target(
       self, x: Float[Array, 'b ...'], draw: Draw
   ) -> Float[Array, 'b ...']:
@@ -118,8 +128,14 @@ class FlowMatching:
       return paths.velocity(x, draw.noise, draw.t, self.path)
     return {'x': x, 'eps': draw.noise}[self.prediction]
 
-  def as_velocity(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `apply` with its output turned into a velocity, for sampling."""
+  def as_velocity(
+      self, apply: Callable[..., Any], steps: int | None = None
+  ) -> Callable[..., Any]:
+    """Returns `apply` with its output turned into a velocity, for sampling.
+
+    steps: of the sampler; a velocity at one time does not depend on them.
+    """
+    del steps
 
     def velocity(x_t, t, y):
       output, tokens = apply(x_t, t, y)
