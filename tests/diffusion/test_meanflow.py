@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_sit
 
 from irepa_jax import alignment
 from irepa_jax import models
@@ -370,7 +369,8 @@ def test_omega_1_and_kappa_0_is_no_guidance():
   assert passes == 3
   z = paths.interpolate(x, draw.noise, draw.t)
   null = 0.1 * (NULL + 1) * z
-  conditional = 0.1 * (draw.y + 1).reshape(-1, 1, 1, 1) * z
+  labels = np.float32(draw.y + 1).reshape(-1, 1, 1, 1)
+  conditional = 0.1 * labels * z
   dropped = np.asarray(draw.y == NULL).reshape(-1, 1, 1, 1)
   for settings, wanted in (
       (dict(omega=2.0), 2 * velocity - null),
