@@ -84,7 +84,9 @@ FIELDS = {
     'time_mean': fixed(0.0, 'of logit_normal'),
     'time_std': fixed(1.0, 'of logit_normal'),
     'label_dropout': fixed(0.1, 'probability of the null label'),
-    'objective': fixed('flow_matching', 'or mean_flow: the fields below'),
+    'objective': fixed(
+        'flow_matching', 'mean_flow, improved_mean_flow: the fields below'
+    ),
     'data_proportion': fixed(0.75, 'of mean_flow: share of rows with r = t'),
     'omega': fixed(
         1.0, 'and kappa: guidance in the target, scale omega / (1 - kappa)'
@@ -92,6 +94,7 @@ FIELDS = {
     'kappa': fixed(0.0),
     'omega_low': fixed(0.0, 'guided where omega_low <= t <= omega_high'),
     'omega_high': fixed(1.0),
+    'omega_largest': fixed(8.0, 'of improved_mean_flow, which is told the scale'),
     'loss_power': fixed(1.0, 'rows weigh (squared error + loss_eps)^-power'),
     'loss_eps': fixed(0.01),
     'product_dtype': fixed('float32', 'of the derivative along the path'),

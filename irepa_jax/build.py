@@ -79,7 +79,8 @@ def model(config, autoencoder, mesh=None):
       channels=autoencoder.channels,
       num_classes=config.num_classes,
       qk_norm=config.qk_norm,
-      durations=config.objective == 'mean_flow',
+      durations='mean_flow' in config.objective,
+      guidances=config.objective == 'improved_mean_flow',
       align_depth=config.align_depth,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
@@ -137,13 +138,13 @@ def flow_matching(config, module, mesh):
   )
 
 
-def mean_flow(config, module, mesh):
+def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
   """Returns the objective of MeanFlow."""
   # Its product is forward only: nothing to recompute, no kernels of cuDNN.
   product = module.clone(
       dtype=jnp.dtype(config.product_dtype), attention='xla', remat='none'
   )
-  return meanflow.MeanFlow(
+  return make(
       null_label=config.num_classes,
       time=times(config),
       label_dropout=config.label_dropout,
@@ -155,10 +156,26 @@ def mean_flow(config, module, mesh):
       eps=config.loss_eps,
       product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
       shards=mesh.shape[sharding.DATA] if mesh else 1,
+      **settings,
   )
 
 
-OBJECTIVES = {'flow_matching': flow_matching, 'mean_flow': mean_flow}
+def improved_mean_flow(config, module, mesh):
+  """Returns the objective of improved MeanFlow."""
+  return mean_flow(
+      config,
+      module,
+      mesh,
+      make=meanflow.ImprovedMeanFlow,
+      largest=config.omega_largest,
+  )
+
+
+OBJECTIVES = {
+    'flow_matching': flow_matching,
+    'mean_flow': mean_flow,
+    'improved_mean_flow': improved_mean_flow,
+}
 
 
 def times(config):
@@ -250,15 +267,20 @@ def make_sample(built: Experiment, config, bias, scale):
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
+  scale = config.guidance
+  interval = (config.guidance_low, config.guidance_high)
+  as_velocity = built.objective.as_velocity
+  if config.objective == 'improved_mean_flow':  # an input of its network
+    as_velocity = functools.partial(as_velocity, guidance=(scale, *interval))
+    scale = 1.0
 
   def sample(params, noise, y, keys):
+    apply = network(built.model, params['model'])
     velocity = samplers.guided(
-        built.objective.as_velocity(
-            network(built.model, params['model']), config.sample_steps
-        ),
+        as_velocity(apply, config.sample_steps),
         y,
-        scale=config.guidance,
-        interval=(config.guidance_low, config.guidance_high),
+        scale=scale,
+        interval=interval,
         null_label=built.model.num_classes,
     )
     x = sampler(velocity, noise, steps=config.sample_steps, path=path, key=keys)

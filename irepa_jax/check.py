@@ -16,7 +16,7 @@ CHOICES = {
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
     'labels': ('random', 'balanced'),
-    'objective': ('flow_matching', 'mean_flow'),
+    'objective': ('flow_matching', 'mean_flow', 'improved_mean_flow'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
     'product_dtype': ('float32', 'bfloat16'),
@@ -49,6 +49,7 @@ AT_LEAST = {
     'max_skipped': 1,
     'mesh_model': 1,
     'num_classes': 1,
+    'omega_largest': 1,
     'prefetch': 1,
     'profile_steps': 0,
     'projector_hidden': 1,
@@ -82,7 +83,7 @@ def config(config):
   _optimiser(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
-  if config.objective == 'mean_flow':
+  if config.objective != 'flow_matching':
     _mean_flow(config)
 
 
@@ -170,7 +171,7 @@ def _mean_flow(config):
         config[field] == wanted,
         field,
         repr(config[field]),
-        f'{wanted!r} with objective=mean_flow',
+        f'{wanted!r} with objective={config.objective}',
     )
   share = config.data_proportion
   counts = [n for n in range(1, 17) if abs(share * n - round(share * n)) < 1e-6]

@@ -15,7 +15,15 @@ for times in an interval; its scale is omega / (1 - kappa). The squared error of
 a row, summed, is divided by itself plus a little, which makes the value of the
 loss about 1 whatever happens: `measured` tells more.
 
-MeanFlow (arXiv 2505.13447). Every linear path is meant, t = 1 is noise.
+Improved MeanFlow takes du/dt along the network's own velocity u(z, t, t), and
+the guidance is one of its inputs: a scale w and an interval, drawn per row,
+
+  v_g = v + (1 - 1/w) (u(z, t, t, y) - u(z, t, t, null))
+
+so that one training serves every scale.
+
+MeanFlow (arXiv 2505.13447), improved MeanFlow (arXiv 2512.02012), on the linear
+path; t = 1 is noise.
 """
 
 from collections.abc import Callable
@@ -45,12 +53,14 @@ class Draw(NamedTuple):
   noise: standard normal, shaped as the latents.
   y: labels, some of them replaced by the null label.
   r: times in [0, t].
+  given: further inputs of the network, arrays [b ...].
   """
 
   t: Float[Array, 'b']
   noise: Float[Array, 'b ...']
   y: Int[Array, 'b']
   r: Float[Array, 'b']
+  given: tuple[jax.Array, ...] = ()
 
 
 class Terms(NamedTuple):
@@ -69,7 +79,7 @@ class Terms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MeanFlow:
-  """Settings of the objective; apply(z, t, y, h) -> (u, tokens) is a network.
+  """Settings of the objective; apply(z, t, y, h, *given) -> (u, tokens).
 
   A network is a pytree of its weights (jax.tree_util.Partial), so that they can
   be stopped; the operations of the product need a forward mode.
@@ -154,12 +164,13 @@ class MeanFlow:
     z = paths.interpolate(x, draw.noise, draw.t)
     velocity = paths.velocity(x, draw.noise, draw.t)
     h = draw.t - draw.r
-    u, tokens = apply(z, draw.t, draw.y, h)
+    u, tokens = apply(z, draw.t, draw.y, h, *draw.given)
     u = u.astype(jnp.float32)
-    guided = jax.lax.stop_gradient(
-        self._guided(jax.lax.stop_gradient(apply), u, z, velocity, draw)
+    held = jax.lax.stop_gradient(apply)
+    guided, along = jax.lax.stop_gradient(
+        self._guided(held, u, z, velocity, draw)
     )
-    derivative = self._derivative(self.product(apply), z, guided, draw)
+    derivative = self._derivative(self.product(apply), z, along, draw)
     target = guided - _like(jnp.clip(h, 0, 1), u) * derivative
     target = jax.lax.stop_gradient(target)
     return Terms(u, velocity, guided, derivative, target), tokens
@@ -183,29 +194,39 @@ class MeanFlow:
     return 2 * moving + guided + bool(self.kappa) * moving
 
   def _guided(self, apply, u, z, velocity, draw):
-    """Returns the velocity with guidance; dropped rows are not guided."""
+    """Returns v_g, twice: the direction of du/dt is the same.
+
+    Rows without a label are not guided.
+    """
     if (self.omega, self.kappa) == (1, 0):
-      return velocity
-    zero = jnp.zeros_like(draw.t)
-    null, _ = apply(z, draw.t, jnp.full_like(draw.y, self.null_label), zero)
+      return velocity, velocity
+    null = self._unconditional(apply, z, draw)
     mixed = self.omega * velocity + (1 - self.omega - self.kappa) * null
     if self.kappa:
-      mixed += self.kappa * self._instantaneous(apply, u, z, draw)
+      mixed += self.kappa * self._conditional(apply, u, z, draw)
     low, high = (jnp.float32(bound) for bound in self.interval)
     inside = (low <= draw.t) & (draw.t <= high) & (draw.y != self.null_label)
-    return jnp.where(_like(inside, z), mixed, velocity)
+    guided = jnp.where(_like(inside, z), mixed, velocity)
+    return guided, guided
 
-  def _instantaneous(self, apply, u, z, draw):
+  def _unconditional(self, apply, z, draw, *given):
+    """Returns u(z, t, t, null)."""
+    null = jnp.full_like(draw.y, self.null_label)
+    return apply(z, draw.t, null, jnp.zeros_like(draw.t), *given)[0]
+
+  def _conditional(self, apply, u, z, draw, *given):
     """Returns u(z, t, t, y): where r = t, the prediction itself is that."""
     rows = Rows(*self._split(len(z)))
-    z, t, y = map(rows.pick, (z, draw.t, draw.y))
-    return rows.put(u, lambda: apply(z, t, y, jnp.zeros_like(t))[0])
+    z, t, y, *given = map(rows.pick, (z, draw.t, draw.y, *given))
+    return rows.put(u, lambda: apply(z, t, y, jnp.zeros_like(t), *given)[0])
 
   def _derivative(self, apply, z, velocity, draw):
     """Returns du/dt along (velocity, 1, 0) in (z, t, r) where r < t, else 0."""
     rows = Rows(*self._split(len(z)))
-    z, t, y, r = map(rows.pick, (z, draw.t, draw.y, draw.r))
-    u = lambda z, t, h: apply(z, t, y, h)[0].astype(jnp.float32)
+    z, t, y, r, *given = map(
+        rows.pick, (z, draw.t, draw.y, draw.r, *draw.given)
+    )
+    u = lambda z, t, h: apply(z, t, y, h, *given)[0].astype(jnp.float32)
     along = (rows.pick(velocity), jnp.ones_like(t), jnp.ones_like(t))
     derivative = lambda: jax.jvp(u, (z, t, t - r), along)[1]
     return rows.put(jnp.zeros_like(velocity), derivative)
@@ -231,6 +252,62 @@ class MeanFlow:
     still = min(1.0, dropout / share) if share else 0.0
     moving = max(0.0, dropout - share) / (1 - share) if share < 1 else 0.0
     return jnp.where(moves, moving, still)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImprovedMeanFlow(MeanFlow):
+  """Settings of improved MeanFlow; omega, kappa and interval have no effect.
+
+  given: guidance [b 3], a scale and the interval low <= t <= high.
+
+  largest: scale of the guidance in training, which is log-uniform from 1.
+  """
+
+  largest: float = 8.0
+
+  def draw(
+      self, key: jax.Array, x: Float[Array, 'b ...'], y: Int[Array, 'b']
+  ) -> Draw:
+    """Draws guidance as well; where r = t it has no interval."""
+    k_base, k_scale, k_low, k_high = jax.random.split(key, 4)
+    draw = super().draw(k_base, x, y)
+    share, low, high = (
+        jax.random.uniform(k, y.shape) for k in (k_scale, k_low, k_high)
+    )
+    moves = self._moves(len(x))
+    low = jnp.where(moves, low / 2, 0)
+    high = jnp.where(moves, (1 + high) / 2, 1)
+    scale = self.largest**share
+    return draw._replace(given=(jnp.stack([scale, low, high], axis=1),))
+
+  def as_velocity(
+      self,
+      apply: Callable[..., Any],
+      steps: int,
+      guidance: tuple[float, float, float] = (1.0, 0.0, 1.0),
+  ) -> Callable[..., Any]:
+    """Returns `apply` with one guidance (scale, low, high) for all."""
+    one = jnp.float32(guidance)
+    return lambda z, t, y: apply(
+        z, t, y, jnp.full_like(t, 1 / steps), jnp.tile(one, (len(z), 1))
+    )
+
+  @property
+  def passes(self) -> float:
+    """Passes of the network for the target; the product counts as two."""
+    return 1 + 3 * (1 - float(_fraction(self.data_proportion)))
+
+  def _guided(self, apply, u, z, velocity, draw):
+    """Returns v_g and the network's own velocity, along which du/dt is."""
+    scale, low, high = draw.given[0].T
+    scale = jnp.where((low <= draw.t) & (draw.t <= high), scale, 1)
+    one, zero = jnp.ones_like(scale), jnp.zeros_like(scale)
+    whole = lambda scale: jnp.stack([scale, zero, one], axis=1)
+    null = self._unconditional(apply, z, draw, whole(one))
+    own = self._conditional(apply, u, z, draw, whole(scale))
+    guided = velocity + _like(1 - 1 / scale, z) * (own - null)
+    labelled = _like(draw.y != self.null_label, z)
+    return jnp.where(labelled, guided, velocity), own
 
 
 class Rows(NamedTuple):

@@ -22,8 +22,9 @@ class SiT(nn.Module):
 
   t=1 is noise; label `num_classes` is the null label. A model with `durations`
   predicts the mean velocity over the time h [b] before t instead (MeanFlow,
-  arXiv 2505.13447). Returns the velocity float32 [b h w c] and the tokens
-  [b n d] in the compute dtype.
+  arXiv 2505.13447), one with `guidances` that with guidance [b 3]: a scale,
+  and low and high of the times that are guided (iMF, arXiv 2512.02012). Returns
+  the velocity float32 [b h w c] and the tokens [b n d] in the compute dtype.
   """
 
   patch: int
@@ -37,6 +38,7 @@ class SiT(nn.Module):
   mlp_ratio: float = 4.0
   qk_norm: bool = False
   durations: bool = False  # a second time embedding, of h
+  guidances: bool = False  # embeddings of a scale of guidance and its interval
   align_depth: int = 8  # 1 is the first block
   dtype: jnp.dtype = jnp.float32
   attention: str = 'xla'  # xla, cudnn
@@ -46,7 +48,7 @@ class SiT(nn.Module):
   constrain: Callable | None = None
 
   @nn.compact
-  def __call__(self, x, t, y, h=None):
+  def __call__(self, x, t, y, h=None, guidance=None):
     embedder = functools.partial(
         layers.TimestepEmbedder, self.width, dtype=self.dtype
     )
@@ -59,6 +61,11 @@ class SiT(nn.Module):
     c = embedder(name='t_embedder')(t)
     if self.durations:
       c = c + embedder(name='h_embedder')(h)
+    if self.guidances:
+      scale, low, high = guidance.T
+      c = c + embedder(name='omega_embedder')(1 - 1 / scale)
+      c = c + embedder(name='cfg_t_start_embedder')(low)
+      c = c + embedder(name='cfg_t_end_embedder')(high)
     c = c + label(y).astype(self.dtype)
     x = stack.pin(embed(x) + self._positions(), self._plan())
     tokens = x = self._blocks(x, c, 0, self.align_depth)
@@ -69,12 +76,13 @@ class SiT(nn.Module):
     return x[..., : self.channels], tokens
 
   def example_inputs(self):
-    """Returns the shapes of x, t, y and perhaps h for a batch of one."""
+    """Returns the shapes of the inputs for a batch of one."""
     side, shape = self.size, jax.ShapeDtypeStruct
-    time = shape((1,), jnp.float32)
     x = shape((1, side, side, self.channels), jnp.float32)
-    inputs = (x, time, shape((1,), jnp.int32))
-    return (*inputs, time) if self.durations else inputs
+    time, y = shape((1,), jnp.float32), shape((1,), jnp.int32)
+    h = (time,) if self.durations else ()
+    guidance = (shape((1, 3), jnp.float32),) if self.guidances else ()
+    return x, time, y, *h, *guidance
 
   def _positions(self):
     table = layers.sincos_2d(self.width, self.size // self.patch)[None]

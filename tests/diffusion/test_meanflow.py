@@ -463,3 +463,72 @@ def test_what_is_logged_shows_a_run_that_breaks():
   velocity = paths.velocity(x, draw.noise, draw.t)
   wanted = 100 * np.sqrt(np.mean(velocity[moves] ** 2))
   np.testing.assert_allclose(seen['derivative'], wanted, rtol=1e-5)
+
+
+# Improved MeanFlow -------------------------------------------------------------
+
+
+@functools.cache
+def improved():
+  """Returns (objective, network over its weights) with guidance as an input."""
+  model = network()[0].clone(guidances=True)
+  objective = meanflow.ImprovedMeanFlow(null_label=NULL, data_proportion=0.5)
+  shapes = convert.param_shapes(model)
+  draw = np.random.default_rng(0).normal
+  params = jax.tree.map(
+      lambda s: jnp.asarray(0.1 * draw(size=s.shape), jnp.float32), shapes
+  )
+  return objective, apply_of(model, params)
+
+
+def test_the_improved_target_as_its_paper_has_it():
+  objective, apply = improved()
+  x, y = batch()
+  draw = objective.draw(jax.random.key(3), x, y)
+  terms = jax.jit(lambda: objective.terms(apply, x, draw)[0])()
+  z = paths.interpolate(x, draw.noise, draw.t)
+  v = paths.velocity(x, draw.noise, draw.t)
+  scale, low, high = np.asarray(draw.given[0]).T
+  moves = np.asarray(draw.r < draw.t)
+  assert not low[~moves].any() and (high[~moves] == 1).all()
+  inside = (low <= draw.t) & (draw.t <= high)
+  scale = jnp.where(inside, scale, 1)
+  zero, one = jnp.zeros(16), jnp.ones(16)
+  at = lambda y, w: apply(
+      z, draw.t, y, zero, jnp.stack([w, zero, one], axis=1)
+  )[0]
+  own, null = at(draw.y, scale), at(jnp.full_like(draw.y, NULL), one)
+  labelled = (draw.y != NULL) & True
+  share = jnp.where(labelled, 1 - 1 / scale, 0).reshape(-1, 1, 1, 1)
+  wanted = v + share * (own - null)
+  near(terms.guided, wanted, 1e-5 * largest(wanted))
+  step = 0.005
+  u = lambda s: apply(
+      z + s * own, draw.t + s, draw.y, draw.t + s - draw.r, *draw.given
+  )[0]
+  slope = (u(step) - u(-step)) / (2 * step)
+  slope = np.where(moves.reshape(-1, 1, 1, 1), slope, 0)
+  near(terms.derivative, slope, 5e-3 * largest(slope))
+
+
+def test_the_scale_of_the_guidance_is_log_uniform():
+  objective, _ = improved()
+  x, y = jnp.zeros((8000, 1)), jnp.zeros(8000, jnp.int32)
+  guidance = objective.draw(jax.random.key(0), x, y).given[0]
+  scale, low, high = np.asarray(guidance).T
+  shares = [0.1, 0.5, 0.9]
+  np.testing.assert_allclose(
+      np.quantile(np.log(scale) / np.log(8), shares), shares, atol=0.02
+  )
+  assert (low >= 0).all() and (low <= 0.5).all()
+  assert (high >= 0.5).all() and (high <= 1).all()
+
+
+def test_an_improved_network_is_told_the_guidance():
+  objective, apply = improved()
+  noise, y = batch()[0][:2], jnp.arange(2)
+  velocity = objective.as_velocity(apply, 1, guidance=(4.0, 0.1, 0.9))
+  guidance = jnp.tile(jnp.float32([4.0, 0.1, 0.9]), (2, 1))
+  ones = jnp.ones(2)
+  wanted = apply(noise, ones, y, ones, guidance)[0]
+  np.testing.assert_array_equal(velocity(noise, ones, y)[0], wanted)
