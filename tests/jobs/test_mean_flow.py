@@ -28,6 +28,10 @@ OURS = dict(
     batch_size=32, watchdog_s=0, lr=0.02, ema=(0.5,),
 )  # fmt: skip
 # The network of the oracles: two blocks, 48 wide, latents 8x8x4, 10 classes.
+STATISTICS = {
+    'latents_bias': np.zeros((1, 4, 1, 1), np.float32),
+    'latents_scale': np.ones((1, 4, 1, 1), np.float32),
+}
 TINY = dict(depth=2, width=48, heads=3)
 
 
@@ -129,7 +133,10 @@ def released(tmp_path):
 def test_an_official_checkpoint_comes_in_and_goes_out(released, tmp_path):
   path, params = released
   workdir = str(tmp_path / 'run')
-  official.import_(path, config_of(), workdir)
+  files.write_torch(tmp_path / 'stats.pt', STATISTICS)
+  official.import_(
+      path, config_of(), workdir, latent_statistics=tmp_path / 'stats.pt'
+  )
   run = saved_run.open_(workdir)
   found, _ = saved_run.load(run, sharding.make_mesh(1, allow_subset=True))
   oracle = golden_files.load('meanflow_net')
@@ -148,22 +155,26 @@ def test_an_official_checkpoint_comes_in_and_goes_out(released, tmp_path):
   )
 
 
+def random_entries(model):
+  """Returns a state dict of random numbers."""
+  draw = np.random.default_rng(0).random
+  shapes = convert.torch_shapes(model)
+  return {name: draw(shape, np.float32) for name, shape in shapes.items()}
+
+
 def test_a_pytorch_copy_calls_the_embedding_of_h_after_r():
-  config = config_of()
-  built = build.experiment(config)
-  params = setup.init_params(built, jax.random.key(0))
-  entries = convert.to_official(built.model, None, params)
-  renamed = {
-      k.replace('h_embedder', 'r_embedder'): v for k, v in entries.items()
-  }
-  found = convert.from_official(built.model, None, renamed)
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  model = build.experiment(config_of()).model
+  entries = random_entries(model)
+  rename = lambda name: name.replace('h_embedder', 'r_embedder')
+  renamed = {rename(name): value for name, value in entries.items()}
+  assert renamed.keys() != entries.keys()
+  params = convert.from_official(model, None, renamed)
+  found = convert.to_official(model, None, params)
+  jax.tree.map(np.testing.assert_array_equal, found, entries)
 
 
 def test_a_network_of_one_time_is_refused():
-  built = build.experiment(config_of())
-  plain = build.experiment(config_of(objective='flow_matching'))
-  params = setup.init_params(plain, jax.random.key(0))
-  entries = convert.to_official(plain.model, None, params)
+  model = build.experiment(config_of()).model
+  entries = random_entries(model.clone(durations=False))
   with pytest.raises(errors.DataError, match=r'4 missing \(h_embedder'):
-    convert.from_official(built.model, None, entries)
+    convert.from_official(model, None, entries)
