@@ -267,19 +267,19 @@ def make_sample(built: Experiment, config, bias, scale):
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
-  scale = config.guidance
+  guidance = config.guidance
   interval = (config.guidance_low, config.guidance_high)
   as_velocity = built.objective.as_velocity
   if config.objective == 'improved_mean_flow':  # an input of its network
-    as_velocity = functools.partial(as_velocity, guidance=(scale, *interval))
-    scale = 1.0
+    as_velocity = functools.partial(as_velocity, guidance=(guidance, *interval))
+    guidance = 1.0
 
   def sample(params, noise, y, keys):
     apply = network(built.model, params['model'])
     velocity = samplers.guided(
         as_velocity(apply, config.sample_steps),
         y,
-        scale=scale,
+        scale=guidance,
         interval=interval,
         null_label=built.model.num_classes,
     )

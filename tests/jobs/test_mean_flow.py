@@ -6,6 +6,7 @@ from flax.training import checkpoints
 from flax.training import train_state
 import golden_files
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -89,6 +90,29 @@ def test_samples_in_some_steps(run_directory, tmp_path):
   )
   assert json.loads((tmp_path / '0.json').read_text())['sample_steps'] == 1
   assert np.abs(one - two).max() > 1 and np.abs(one - guided).max() > 1
+
+
+@pytest.mark.parametrize(
+    'objective', ['flow_matching', 'mean_flow', 'improved_mean_flow']
+)
+def test_a_sample_is_denormalised_whatever_the_guidance(objective):
+  built = build.experiment(config_of(objective=objective))
+  params = jax.tree.map(
+      lambda s: np.zeros(s.shape, s.dtype), convert.param_shapes(built.model)
+  )
+  config = config_of(objective=objective, guidance=3.0)
+  bias, scale = (0.1, 0.2, 0.3, 0.4), (5.0, 6.0, 7.0, 8.0)
+  noise = np.random.default_rng(0).normal(size=(2, 8, 8, 4))
+  noise = noise.astype(np.float32)
+  found = build.make_sample(built, config, bias, scale)(
+      {'model': params, 'decoder': {}},
+      jnp.asarray(noise),
+      jnp.zeros(2, jnp.int32),
+      None,
+  )  # zeros predict no velocity, so that the noise is the sample
+  wanted = noise / np.float32(scale) + np.float32(bias)
+  wanted = built.autoencoder.decode({}, wanted)
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_devices_do_not_matter(run_directory):
