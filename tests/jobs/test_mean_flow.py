@@ -104,7 +104,7 @@ def test_a_sample_is_denormalised_whatever_the_guidance(objective):
   bias, scale = (0.1, 0.2, 0.3, 0.4), (5.0, 6.0, 7.0, 8.0)
   noise = np.random.default_rng(0).normal(size=(2, 8, 8, 4))
   noise = noise.astype(np.float32)
-  found = build.make_sample(built, config, bias, scale)(
+  found = jax.jit(build.make_sample(built, config, bias, scale))(
       {'model': params, 'decoder': {}},
       jnp.asarray(noise),
       jnp.zeros(2, jnp.int32),
