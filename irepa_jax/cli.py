@@ -8,7 +8,6 @@ shows the traceback instead. Anything else is a defect and keeps its traceback.
 
 import dataclasses
 import difflib
-import pathlib
 import re
 import sys
 import traceback
@@ -17,11 +16,13 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base
 from irepa_jax import errors
 from irepa_jax.distributed import peers
 from irepa_jax.distributed import signals
 from irepa_jax.distributed import streams
+from irepa_jax.names import experiments
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 
 flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 # Flags that the functions below define belong to the command that calls them,
@@ -50,8 +51,8 @@ def define_config(default=None):
   return config_flags.DEFINE_config_file(
       'config',
       default,
-      'Experiment, for example configs/sit_xl.py:irepa; any field is set by'
-      ' --config.field=value.',
+      'Experiment: a shipped one such as sit_xl:irepa, or a file; any field is'
+      ' set by --config.field=value.',
       lock_config=True,
   )
 
@@ -83,6 +84,8 @@ def run(main):
   """Parses sys.argv, calls main(arguments) and exits with its status."""
   signals.end_at_once()
   streams.outlast()
+  # A name that is not UTF-8 is shown escaped, wherever it is told.
+  sys.stdout.reconfigure(errors='backslashreplace')
   app.run(lambda args: sys.exit(_guarded(main, args)), flags_parser=_parse)
 
 
@@ -108,9 +111,11 @@ def _guarded(main, args):
 
 def _parse(argv):
   app.define_help_flags()
+  argv = [argv[0], *map(file_names.expand, argv[1:])]  # as a shell would
   try:
-    _require_config(_config_name(argv))
-    return flags.FLAGS(argv)
+    args = flags.FLAGS(_with_config_file(argv))
+    _expand_config()
+    return args
   except errors.UsageError as error:
     problem = str(error)
   except SystemExit:  # --help has printed the flags
@@ -126,6 +131,14 @@ def _parse(argv):
   sys.exit(_report(errors.UsageError(problem), 2, debug='--debug' in argv))
 
 
+def _expand_config():
+  """Replaces `~` in the texts of a configuration file as well."""
+  config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
+  for name, value in config.items() if config else ():
+    if isinstance(value, str):
+      config[name] = file_names.expand(value)
+
+
 def _report(error, status, debug=None):
   debug = flags.FLAGS.debug if debug is None else debug
   if debug:
@@ -136,15 +149,16 @@ def _report(error, status, debug=None):
   return status
 
 
-def _require_config(name):
-  """Raises UsageError where the file of --config is not there."""
-  path = pathlib.Path((name or '').split(':')[0])
-  if name and not path.is_file():
-    shipped = ' '.join(sorted(map(str, pathlib.Path('configs').glob('*.py'))))
-    raise errors.UsageError(
-        f'config file {str(path)!r} not found (in {pathlib.Path.cwd()});'
-        f' shipped: {shipped or "none here: run from the repository"}'
-    )
+def _with_config_file(argv):
+  """Returns argv with the file that --config names in place of its name."""
+  name = _config_name(argv)
+  if not name:
+    return argv
+  file, colon, preset = name.partition(':')
+  found = f'{experiments.path(file)}{colon}{preset}'
+  changed = {name: found, f'--config={name}': f'--config={found}'}
+  changed[f'-config={name}'] = f'--config={found}'
+  return [changed.get(arg, arg) for arg in argv]
 
 
 def _flag_problem(text):

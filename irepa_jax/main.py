@@ -11,9 +11,9 @@ again), 2 for a usage error, 3 for the data or weights, 4 for a checkpoint.
 
 from absl import flags
 
-from configs import base
 from irepa_jax import cli
 from irepa_jax import errors
+from irepa_jax.names.experiments import base
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(

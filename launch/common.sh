@@ -12,6 +12,11 @@ MODULE=irepa_jax.main
 DRY_RUN=false
 XLA_TUNING=true
 
+# Relative paths are seen from the root of a checkout; what pip has installed is
+# no checkout, and there from where the command was typed.
+is_checkout() { [[ -e $ROOT/setup.py ]]; }
+enter_checkout() { if is_checkout; then cd "$ROOT" || exit; fi; }
+
 die() {
   printf 'ERROR: %s\n' "$*" >&2
   exit 2

@@ -142,6 +142,7 @@ case $command in
   --help | -h) print_help "$0" ;;
   image)
     need image
+    is_checkout || die "$ROOT is no checkout of the repository: clone it"
     extra=tpu
     [[ -z $gpu ]] || extra=cuda
     run docker build -f "$here/Dockerfile" --build-arg "EXTRA=$extra" \

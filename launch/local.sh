@@ -10,8 +10,8 @@
 #   --dry-run         print the command and run nothing
 #
 # Arguments after -- go to the program as they are; relative paths are seen from
-# the root of the repository. PYTHON names the interpreter (default: .venv there,
-# else python3). Ends with the status of the program: 0 done,
+# the root of the repository, or, of an installed copy (irepa launch), from here.
+# PYTHON names the interpreter (default: .venv of the repository, else python3). Ends with the status of the program: 0 done,
 # 2 usage, 3 data, 4 checkpoint, 75 asked to stop and saved (start again).
 set -euo pipefail
 
@@ -68,7 +68,7 @@ if $XLA_TUNING; then
   settings+=(${XLA_SETTINGS[@]+"${XLA_SETTINGS[@]}"})
 fi
 
-cd "$ROOT"
+enter_checkout
 command=(env ${settings[@]+"${settings[@]}"} "$PYTHON" -m "$MODULE" "$@")
 $DRY_RUN || exec "${command[@]}"
 run "${command[@]}"

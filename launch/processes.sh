@@ -68,7 +68,7 @@ fi
 logs=${logs:-$(mktemp -d -t irepa_processes.XXXXXX)}
 mkdir -p "$logs"
 logs=$(cd "$logs" && pwd)
-cd "$ROOT"
+enter_checkout
 port=$(free_port)
 pids=()
 alive=()

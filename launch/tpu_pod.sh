@@ -10,7 +10,7 @@
 #             Interrupting it leaves the job alone; the same command later
 #             takes it up again.
 #   create    create the pod if it is not there, and wait for it
-#   install   copy this checkout to all workers and install it
+#   install   copy this checkout (what git tracks) to all workers, install it
 #   check     add a number on all chips of all workers (about a minute)
 #   start     start the job on all workers
 #   status    state of the pod, and of the job on each worker
@@ -29,6 +29,8 @@
 #   --internal-ip              reach the workers by their internal addresses
 #   --worker=0                 of logs
 #   --env=NAME=VALUE           set for the job (repeatable), such as HF_TOKEN
+#   --with=PATH                copy this file or folder of the checkout as well
+#                              (repeatable); otherwise what git tracks
 #   --max-crashes=3            crashes in a row (half an hour of work between two
 #                              counts anew) before `run` gives up
 #   --poll=60                  seconds between two looks at the job
@@ -47,7 +49,7 @@ source "$here/common.sh"
 parse() {
   name='' zone='' type='' version=''
   queue=false worker=0 max_crashes=3 poll=60
-  where=() kind=() reach=() settings=()
+  where=() kind=() reach=() settings=() extra=()
   command=${1:---help}
   (($#)) && shift
   while (($#)); do
@@ -65,6 +67,7 @@ parse() {
       --worker=*) worker=${1#*=} ;;
       --env=[A-Za-z_]*=*) settings+=("${1#--env=}") ;;
       --env=*) die "$1 must be --env=NAME=VALUE" ;;
+      --with=*) extra+=("${1#--with=}") ;;
       --max-crashes=*) max_crashes=${1#*=} ;;
       --poll=*) poll=${1#*=} ;;
       *) common_option "$1" || unknown_option "$1" ;;
@@ -190,19 +193,44 @@ ensure() {
   done
 }
 
-# Packs what git tracks or would track, so that ignored data stays here; once,
-# so that a later start after preemption runs the same code.
+# Packs the files that git tracks, as they are now, and what --with names: once,
+# so that a later start after preemption runs the same code. Data stays here.
 pack() {
   archive=/tmp/irepa_jax.tgz
+  is_checkout || die "$ROOT is no checkout of the repository: clone it, and" \
+    'run its launch/tpu_pod.sh'
+  check_packed
   if ! $DRY_RUN; then
     archive=$(mktemp -d)/irepa_jax.tgz
     trap 'rm -r "${archive%/*}"' EXIT
   fi
   # shellcheck disable=SC2016  # the inner shell expands it
-  run bash -o pipefail -c 'cd "$1" && git ls-files -coz --exclude-standard |
+  run bash -o pipefail -c 'cd "$1" && { git ls-files -cz |
     while IFS= read -rd "" path; do
-      [[ ! -e $path ]] || printf "%s\0" "$path"
-    done | tar --null -T - -czf "$2"' pack "$ROOT" "$archive"
+      [[ ! -e $path && ! -L $path ]] || printf "%s\0" "$path"
+    done; for path in "${@:3}"; do printf "%s\0" "$path"; done; } |
+    tar --null -T - -czf "$2"' pack "$ROOT" "$archive" \
+    ${extra[@]+"${extra[@]}"}
+  $DRY_RUN || note "packed $(tar -tzf "$archive" | wc -l) files," \
+    "$(du -h --apparent-size "$archive" | cut -f1) compressed: what git tracks" \
+    ${extra[@]+"and ${extra[*]}"}
+}
+
+# Dies for a --with that is not there, and names what will stay here.
+check_packed() {
+  local path left
+  git -C "$ROOT" rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
+    die "$ROOT is not under git, which says what to copy: git init, git add"
+  for path in ${extra[@]+"${extra[@]}"}; do
+    [[ $path != /* && /$path/ != */../* && -e $ROOT/$path ]] ||
+      die "--with=$path: a file or folder below $ROOT"
+  done
+  left=$(git -C "$ROOT" ls-files -o --exclude-standard | wc -l)
+  if ((left)); then
+    note "$left untracked files stay here, such as" \
+      "$(git -C "$ROOT" ls-files -o --exclude-standard | sed -n 1p):" \
+      'git add those that the job needs, or --with=PATH'
+  fi
 }
 
 install_all() {

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1] / 'irepa_jax'
 # by `main` and `tools`, and nothing imports `tools`.
 FLOORS = (
     {'errors', 'resize'},
-    {'alignment', 'check', 'diffusion', 'distributed', 'weights'},
+    {'names'},
+    {'alignment', 'check', 'configs', 'diffusion', 'distributed', 'weights'},
     {'checkpoints', 'cli', 'data', 'models', 'runs', 'train'},
     {'encoders'},
     {'analysis', 'evals'},

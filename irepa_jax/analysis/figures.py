@@ -2,7 +2,7 @@
 
 Colours are those of Okabe and Ito (2008) and the maps cividis, which people
 with colour-blindness tell apart; markers repeat what colours say. Fonts stay
-text in the PDF. matplotlib is an extra: pip install irepa_jax[analysis].
+text in the PDF. matplotlib is an extra: pip install matplotlib.
 """
 
 import functools
@@ -31,6 +31,7 @@ STYLE = {
     'legend.frameon': False,
     'pdf.fonttype': 42,
     'svg.fonttype': 'none',
+    'text.parse_math': False,  # a name may have dollars
 }
 DPI = 150
 FEW = 10  # points, below which a bootstrap interval says nothing
@@ -243,7 +244,7 @@ def require():
     return importlib.import_module('matplotlib')
   except ImportError as error:
     raise errors.UsageError(
-        'figures need matplotlib: pip install irepa_jax[analysis], or'
+        'figures need matplotlib: pip install matplotlib, or'
         ' --drawn=0'
     ) from error
 

@@ -208,7 +208,7 @@ def _photos():
     from sklearn import datasets
   except ImportError as error:
     raise errors.UsageError(
-        f'{PHOTOS} ships with scikit-learn: pip install irepa_jax[analysis]'
+        f'{PHOTOS} ships with scikit-learn: pip install scikit-learn'
     ) from error
   return pathlib.Path(datasets.__file__).parent / 'images'
 

@@ -16,7 +16,6 @@ compare with published SRSS.
 import pathlib
 
 import numpy as np
-import PIL.Image
 
 from irepa_jax import errors
 from irepa_jax.data import images
@@ -151,8 +150,8 @@ def _blur(values, radius):
 
 def _open(path):
   try:
-    with PIL.Image.open(path) as picture:
+    with images.open_(path) as picture:
       picture.load()
       return picture.copy()
-  except images.UNREADABLE as error:
+  except Exception as error:  # of a damaged file: whatever its decoder raises
     raise errors.DataError(f'mask {path} cannot be read: {error}') from error

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from irepa_jax.analysis import measure
+from irepa_jax.names import file_names
 
 METRICS = ('lds', 'cds', 'srss', 'rmsc')
 RESAMPLES = 1000
@@ -91,12 +92,13 @@ def ranking(measured, gamma=measure.RAW, seed=0):
 
 
 def write_csv(path, table):
-  """Writes dicts as CSV; columns in the order of their first appearance."""
+  """Writes dicts as CSV in UTF-8; columns in the order they first appear."""
   columns = list(dict.fromkeys(key for row in table for key in row))
-  with open(path, 'w', newline='') as file:
+  shown = lambda v: file_names.shown(v) if isinstance(v, str) else v
+  with open(path, 'w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, columns, restval='')
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({k: shown(v) for k, v in row.items()} for row in table)
 
 
 def write_json(path, content):

@@ -18,6 +18,7 @@ from irepa_jax.analysis import measure
 from irepa_jax.analysis import spatial
 from irepa_jax.diffusion import paths
 from irepa_jax.distributed import sharding
+from irepa_jax.names import file_names
 from irepa_jax.weights import files
 
 RANDOM = 'random'
@@ -39,6 +40,7 @@ def encoder(spec, resolution, mesh, *, dtype=jnp.float32):
         ' larger --image_size gives more'
     )
   encode = jax.jit(network.encode)
+  shown = file_names.shown(spec)
 
   def load():
     if source == RANDOM:
@@ -48,9 +50,9 @@ def encoder(spec, resolution, mesh, *, dtype=jnp.float32):
     params = jax.device_put(params, sharding.tree_shardings(params, mesh))
     rows = sharding.batch_sharding(mesh)
     run = lambda batch: encode(params, jax.device_put(batch.image, rows))
-    return measure.Representation(spec, network.grid, run)
+    return measure.Representation(shown, network.grid, run)
 
-  return spec, load
+  return shown, load
 
 
 def saved_tokens(path, grid=None):
@@ -67,7 +69,7 @@ def saved_tokens(path, grid=None):
     )
   grid = grid or spatial.square_grid(tokens.shape[1])
   spatial.check_grid(tokens.shape[1], *grid)
-  name = pathlib.Path(path).stem
+  name = file_names.shown(pathlib.Path(path).stem)
   read = lambda batch: jnp.asarray(np.float32(tokens[batch.index]))
   load = lambda: measure.Representation(name, grid, read)
   return name, load, len(tokens)

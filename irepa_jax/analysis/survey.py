@@ -23,6 +23,7 @@ from irepa_jax.analysis import inputs
 from irepa_jax.analysis import maps
 from irepa_jax.analysis import measure
 from irepa_jax.analysis import report
+from irepa_jax.names import file_names
 
 COLUMNS = (
     'encoder', 'gamma', 'lds', 'lds_error', 'cds', 'cds_error', 'srss',
@@ -83,7 +84,7 @@ def survey(
 
 def folder(path):
   """Makes the folder of the output and returns it as a Path."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(file_names.check(path))
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -127,10 +127,11 @@ class Checkpoints:
       self._manager = None
 
   def _start(self, step, state, record):
+    processes.on_first(lambda: _probe(self.directory))
+    plain = saved_step.for_orbax(self.directory)  # anew: a link may be cleaned
     if self._manager is None:
       processes.on_first(lambda: _drop_empty_steps(self.directory))
-      self._manager = _Manager(self.directory, options=self._options)
-    processes.on_first(lambda: _probe(self.directory))
+      self._manager = _Manager(plain, options=self._options)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(saved_step.flat(state)),
         meta=ocp.args.JsonSave(record),

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from irepa_jax import errors
 from irepa_jax.checkpoints import digest
+from irepa_jax.names import file_names
 
 # Errors of a file system that speak of the files; all others of the storage.
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
@@ -139,7 +140,7 @@ def _read_arrays(folder, wanted):
       partial_restore=True,
   )
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    found = handler.restore(absolute(folder / 'state'), args=args)
+    found = handler.restore(for_orbax(folder) / 'state', args=args)
   # Of what its own description no longer names, orbax returns the shape.
   for name, leaf in wanted.items():
     if not isinstance(found.get(name), jax.Array):
@@ -150,9 +151,14 @@ def _read_arrays(folder, wanted):
 
 
 def absolute(path):
-  """Returns a path as orbax takes it, which refuses relative ones."""
+  """Returns a path that does not depend on the current folder."""
   path = epath.Path(path)
   return path if '://' in str(path) else path.absolute()
+
+
+def for_orbax(path):
+  """Returns another path to a folder, which orbax takes for no pattern."""
+  return epath.Path(file_names.plain(path))
 
 
 def _shape(saved):

@@ -16,6 +16,7 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import records
 from irepa_jax.data import sound
+from irepa_jax.names import file_names
 
 NAME = 'manifest.json'
 VERSION = 1
@@ -93,7 +94,7 @@ def read(folder):
 
 def check_local(folder):
   """Raises DataError for a bucket: records are read from a mounted folder."""
-  if '://' in str(folder):
+  if '://' in str(file_names.check(folder)):
     raise errors.DataError(
         f'data set {folder}: a bucket has to be mounted (gcsfuse) and given as'
         ' a folder'

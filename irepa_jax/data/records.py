@@ -25,6 +25,7 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.data import images
+from irepa_jax.names import file_names
 
 MOMENTS_DTYPE = np.dtype(np.float16)
 FEATURES_DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -63,7 +64,7 @@ def writer(path):
   """
   path = pathlib.Path(path)
   unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  shard = array_record_module.ArrayRecordWriter(str(unfinished), WRITE_OPTIONS)
+  shard = array_record_module.ArrayRecordWriter(_plain(unfinished), WRITE_OPTIONS)
   try:
     yield shard.write
     shard.close()
@@ -203,7 +204,12 @@ def _array(data, dtype, shape):
 
 
 def _open(path):
-  return array_record_module.ArrayRecordReader(str(path), READ_OPTIONS)
+  return array_record_module.ArrayRecordReader(_plain(path), READ_OPTIONS)
+
+
+def _plain(path):
+  """Returns a path as ArrayRecord takes it, which wants UTF-8."""
+  return str(file_names.plain(path.parent) / path.name)
 
 
 def _short(error):

@@ -18,6 +18,7 @@ import numpy as np
 from irepa_jax import errors
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
+from irepa_jax.names import file_names
 
 SKIPPED = 'skipped.txt'
 POLL_S = 0.5
@@ -162,11 +163,11 @@ def wait_for_manifest(folder, manifest):
 
 def check_skipped(folder, parts, length, limit):
   """Writes skipped.txt; raises DataError above `limit`, a share of all."""
-  path = pathlib.Path(folder) / SKIPPED
+  path, shown = pathlib.Path(folder) / SKIPPED, file_names.shown
   skipped = [entry for part in parts for entry in part.skipped]
   if not skipped:
     return path.unlink(missing_ok=True)
-  lines = [f'{name}\t{reason}\n' for _, name, reason in skipped]
+  lines = [f'{shown(name)}\t{shown(reason)}\n' for _, name, reason in skipped]
   records.write_bytes(path, ''.join(lines).encode())
   if len(skipped) > limit * length:
     _, name, reason = skipped[0]

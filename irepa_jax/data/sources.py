@@ -218,7 +218,7 @@ def open_arrow(rest):
   features = rows.features
   image = _column(features, 'Image', path, ('image', 'img'))
   label = _column(features, 'ClassLabel', path, ('label', 'labels'))
-  datasets = _import('datasets', 'irepa_jax[hf]')
+  datasets = _import('datasets', 'datasets')
   rows = rows.cast_column(image, datasets.Image(decode=False))
   names = tuple(getattr(features[label], 'names', None) or ())
   return Table(f'arrow:{path}', rows, image, label, names, fingerprint)
@@ -251,7 +251,7 @@ def open_latents(rest):
 
 def open_digits(_):
   """Loads the digits, which scikit-learn ships."""
-  sklearn = _import('sklearn.datasets', 'irepa_jax[quickstart]')
+  sklearn = _import('sklearn.datasets', 'scikit-learn')
   originals = sklearn.load_digits()
   names = tuple(str(name) for name in originals.target_names)
   pixels = digits.to_images(originals.images)
@@ -285,7 +285,7 @@ def _split(rest, default):
 
 def _load_arrow(path, split):
   """Returns the rows of a folder and the fingerprint with which it was saved."""
-  datasets = _import('datasets', 'irepa_jax[hf]')
+  datasets = _import('datasets', 'datasets')
   path = pathlib.Path(path)
   _require_folder(path, 'folder of arrow files')
   try:

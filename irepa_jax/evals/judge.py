@@ -21,6 +21,7 @@ from irepa_jax.distributed import processes
 from irepa_jax.evals import references
 from irepa_jax.evals import scores
 from irepa_jax.evals import statistics
+from irepa_jax.names import file_names
 
 NEIGHBOURS = 3  # of precision and recall
 KID_SUBSET = 1000
@@ -201,7 +202,7 @@ class Judge:
 
 def write(path, found):
   """Writes a record; the file appears when it is whole."""
-  path = epath.Path(path)
+  path = epath.Path(file_names.check(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.parent / f'{path.name}.new'
   new.write_text(json.dumps(found, indent=1))

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import zipfile
 
 from absl import logging
@@ -21,9 +22,11 @@ import numpy as np
 from irepa_jax import errors
 from irepa_jax.distributed import processes
 from irepa_jax.evals import generate
+from irepa_jax.names import file_names
 
 SETTINGS = 'settings.json'
 PART = 'part-{:08d}.npz'
+NAME = re.compile(r'part-\d+\.npz')
 THREADS = 32  # that look at parts; on gs:// each look is a request
 
 
@@ -33,7 +36,8 @@ def claim(folder, settings):
   settings: whatever JSON can hold and decides about the images: the seed, the
   sampler, the step of the checkpoint. Raises UsageError naming what differs.
   """
-  processes.on_first(functools.partial(_claim, epath.Path(folder), settings))
+  folder = epath.Path(file_names.check(folder))
+  processes.on_first(functools.partial(_claim, folder, settings))
 
 
 def write(folder, part):
@@ -121,7 +125,7 @@ def _claim(folder, settings):
 
 def _places(folder):
   """Returns {number: (part, row)}; parts without an end are removed."""
-  paths = sorted(folder.glob(PART.replace('{:08d}', '*')))
+  paths = sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name))
   with futures.ThreadPoolExecutor(THREADS) as pool:
     found = pool.map(_numbers, paths)
   return {
@@ -195,6 +199,7 @@ def _replace(path, data):
 @contextlib.contextmanager
 def written(path):
   """Opens a file that takes its name only once it is whole."""
+  file_names.check(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.parent / f'{path.name}.new'
   with new.open('wb') as file:

@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax.names import file_names
 
 # A colour-blind safe palette (Okabe and Ito, 2008).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -25,7 +26,7 @@ def compare(folders, out, *, metrics, steps=()):
   for folder in folders:
     rows[row_name(folder, folders)].append(curves(folder))
   text = table(rows, metrics, steps)
-  pathlib.Path(f'{out}.md').write_text(text + '\n')
+  pathlib.Path(f'{out}.md').write_text(text + '\n', encoding='utf-8')
   plot(rows, metrics, f'{out}.png')
   return text
 
@@ -50,7 +51,7 @@ def row_name(folder, folders):
   unseeded = lambda c: {k: v for k, v in c.items() if k != 'seed'}
   twins = [c for c in others if c['preset'] == config['preset']]
   same = all(unseeded(c) == unseeded(config) for c in twins)
-  return config['preset'] if same else pathlib.Path(folder).name
+  return config['preset'] if same else file_names.shown(pathlib.Path(folder).name)
 
 
 def settings(folder):
@@ -71,6 +72,7 @@ def table(rows, metrics, steps):
   ]
   for name, runs in rows.items():
     cells = [' '.join(cell(run, *c) for run in runs) for c in columns]
+    name = name.replace('|', '\\|')  # a bar would end the cell
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
@@ -87,6 +89,7 @@ def plot(rows, metrics, path):
   import matplotlib
 
   matplotlib.use('Agg')
+  matplotlib.rcParams['text.parse_math'] = False  # names may have dollars
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(

@@ -57,6 +57,7 @@ def import_(file, config, workdir, *, latent_statistics=''):
             state_bytes=manager.state_bytes(shapes),
         )
     )
+    directory.write_config(workdir, config.to_dict())
     saved = train.open_checkpoints(config, workdir)
     stack.callback(saved.close)
     step = int(state.step)

@@ -12,13 +12,14 @@ from etils import epath
 import jax
 import ml_collections
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.weights import files
 
@@ -41,7 +42,7 @@ class SavedRun(NamedTuple):
 
   @property
   def name(self):
-    return epath.Path(self.workdir).name
+    return file_names.shown(epath.Path(self.workdir).name)
 
   @property
   def checkpoints(self):

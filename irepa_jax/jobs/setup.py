@@ -166,6 +166,8 @@ def new_state(built: build.Experiment, config, shapes, key):
 def load_encoders(built: build.Experiment, config, mesh):
   """Reads the weights of the encoders that run in the step, sharded."""
   shapes = frozen_shapes(built, config)
+  if not shapes:  # cached features, or no encoder
+    return ()
   sources = config.encoder_weights.split(',') if config.encoder_weights else []
   sources = sources or [None] * len(shapes)
   loaded = tuple(

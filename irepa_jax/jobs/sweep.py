@@ -238,7 +238,7 @@ def write(out, rows, metric):
   try:
     files['png'] = plot(rows, metric)
   except ImportError:
-    print('no plot: pip install irepa_jax[analysis]')
+    print('no plot: pip install matplotlib')
   for suffix, data in files.items():
     path = epath.Path(f'{out}.{suffix}')
     path.parent.mkdir(parents=True, exist_ok=True)

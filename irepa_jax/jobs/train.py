@@ -10,13 +10,13 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from typing import Any
 from typing import NamedTuple
 
 from etils import epath
 import jax
 
-from configs import base
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
@@ -31,6 +31,8 @@ from irepa_jax.jobs import compare
 from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
+from irepa_jax.names import file_names
+from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
 from irepa_jax.runs import throughput
@@ -55,7 +57,7 @@ def run(config, workdir, *, check_only=False) -> int:
   Raises the errors of irepa_jax.errors.
   """
   with contextlib.ExitStack() as stack:
-    job = open_job(config, workdir, stack)
+    job = open_job(config, workdir, stack, check_only=check_only)
     frozen = setup.load_encoders(job.built, config, job.mesh)
     report = reports.Reports(job.built, config, job.mesh, job.data.manifest)
     if check_only:
@@ -70,6 +72,9 @@ def run(config, workdir, *, check_only=False) -> int:
     if first >= config.steps:
       print(f'run already complete ({first}/{config.steps})')
       return 0
+    processes.on_first(
+        lambda: directory.write_config(workdir, config.to_dict())
+    )
     log = stack.enter_context(
         logs.Logs(
             workdir,
@@ -101,7 +106,10 @@ def run(config, workdir, *, check_only=False) -> int:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             max_skipped=config.max_skipped,
-            profile=(os.path.join(workdir, 'profile'), config.profile_steps),
+            profile=(
+                os.path.join(file_names.plain(workdir), 'profile'),
+                config.profile_steps,
+            ),
         ),
         state,
     )
@@ -116,10 +124,11 @@ def draw_curve(workdir, metrics):
   compare.compare([workdir], os.path.join(workdir, 'curve'), metrics=metrics)
 
 
-def open_job(config, workdir, stack) -> Job:
+def open_job(config, workdir, stack, *, check_only=False) -> Job:
   """Checks the configuration, the mesh, the run directory and the data set.
 
-  What has to be closed at the end is left to the ExitStack.
+  What has to be closed at the end is left to the ExitStack. With check_only the
+  run directory is neither made nor locked, and nothing is written into it.
   """
   check.config(config)
   processes.agree({'config': config.to_dict()})
@@ -128,32 +137,42 @@ def open_job(config, workdir, stack) -> Job:
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
   directory.check_scheme(workdir)
+  processes.on_first(lambda: logs.require_wandb(config.wandb))
+  folder = config.data
+  if folder == 'digits':
+    folder = os.path.join(workdir, 'data')
   # Without a checkpoint the directory is of no other configuration yet.
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
-  lock = directory.open_(
-      workdir,
-      config.to_dict(),
-      fields=base.FIELDS,
-      force=not saved or config.resume == 'force',
-      state_bytes=manager.state_bytes(shapes.state),
-      keep=config.keep,
-  )
-  stack.enter_context(lock)
-  peers.at_end(lock.release)
-  data = open_data(config, built, workdir)
+  known = {'fields': base.FIELDS, 'force': not saved or config.resume == 'force'}
+  if check_only:
+    processes.on_first(lambda: directory.check_writable(workdir))
+    processes.on_first(
+        lambda: directory.check_config(workdir, config.to_dict(), **known)
+    )
+    if config.data == 'digits':
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+  else:
+    lock = directory.open_(
+        workdir,
+        config.to_dict(),
+        state_bytes=manager.state_bytes(shapes.state),
+        keep=config.keep,
+        **known,
+    )
+    stack.enter_context(lock)
+    peers.at_end(lock.release)
+  data = open_data(config, built, folder)
   stack.callback(data.close)
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
 
-def open_data(config, built, workdir):
+def open_data(config, built, folder):
   """Opens the data set and refuses one that contradicts the configuration.
 
-  The embedded digits are prepared in the run directory on the first start.
+  The embedded digits are prepared in the folder on the first start.
   """
-  folder = config.data
-  if folder == 'digits':
-    folder = os.path.join(workdir, 'data')
+  if config.data == 'digits':
     prepare.prepare(
         'digits',
         folder,
@@ -256,7 +275,8 @@ def list_records(job, step):
   order = functools.partial(
       pipeline.place, count=len(data), seed=config.seed, flips=config.flips
   )
-  lines = [data.records.where(order(row).index) for row in rows]
+  where = lambda row: data.records.where(order(row).index)
+  lines = [file_names.shown(where(row)) for row in rows]
   path = epath.Path(job.workdir) / f'batch_of_step_{step}.txt'
   processes.on_first(lambda: path.write_text('\n'.join(lines) + '\n'))
   return f'The records of the batch of step {step} are listed in {path}'

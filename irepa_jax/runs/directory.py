@@ -6,13 +6,17 @@ process raises the same error. On disk: config.json and lock.json.
 
 import importlib.util
 import json
+import os
+import pathlib
 import shutil
+import tempfile
 
 from absl import logging
 from etils import epath
 
 from irepa_jax import errors
 from irepa_jax.distributed import processes
+from irepa_jax.names import file_names
 from irepa_jax.runs import lock
 
 REMOTE = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # scheme -> package
@@ -20,7 +24,7 @@ SPARE = 2  # checkpoints that must fit beside one another while one is written
 
 
 def open_(workdir, config, *, fields=None, force=False, state_bytes=0, keep=1):
-  """Checks a run directory, locks it and writes config.json.
+  """Checks a run directory and locks it.
 
   Args:
     workdir: local path or gs:// address; made if absent.
@@ -58,24 +62,37 @@ def open_(workdir, config, *, fields=None, force=False, state_bytes=0, keep=1):
 
 def check_scheme(workdir):
   """Raises UsageError for an address that this installation cannot open."""
+  file_names.check(workdir)
   scheme, colon, _ = str(workdir).partition('://')
   if not colon:
-    return
+    return _check_local(workdir)
   if scheme not in REMOTE:
     raise errors.UsageError(
         f'workdir {workdir}: unknown scheme {scheme!r}; local path, or one of'
         f' {", ".join(f"{s}://" for s in REMOTE)}'
     )
+  if file_names.PATTERN.search(str(workdir)):
+    raise errors.UsageError(
+        f'workdir {workdir}: of a bucket without [ ] * ? \\, which its library'
+        ' takes for a pattern'
+    )
   package = REMOTE[scheme]
   if importlib.util.find_spec(package) is None:
-    how = 'irepa_jax[tpu]' if scheme == 'gs' else package
     raise errors.UsageError(
-        f'workdir {workdir}: {scheme}:// needs {package}: pip install {how}'
+        f'workdir {workdir}: {scheme}:// needs {package}: pip install {package}'
+    )
+
+
+def _check_local(workdir):
+  """Raises UsageError for a folder that etils takes for a bucket, as /gs/x."""
+  if '://' in (seen := str(epath.Path(workdir))):
+    raise errors.UsageError(
+        f'workdir {workdir} would be taken for {seen}: write /{workdir}'
     )
 
 
 def check_config(workdir, config, *, fields=None, force=False):
-  """Compares a configuration with that of the run on disk, and writes it.
+  """Compares a configuration with that of the run on disk.
 
   Differences in free fields are logged; others raise CheckpointError with
   the keys, unless `force`. A field that the run on disk does not know is newer
@@ -96,7 +113,26 @@ def check_config(workdir, config, *, fields=None, force=False):
       )
     if differ:
       logging.warning('config: %s', _changes(differ, old, wanted))
-  lock.write_json(path, wanted)
+
+
+def write_config(workdir, config):
+  """Writes config.json: from now on the run is of this configuration."""
+  lock.write_json(epath.Path(workdir) / 'config.json', config)
+
+
+def check_writable(workdir):
+  """Raises UsageError where no run directory can be made; leaves none."""
+  if '://' in str(workdir):
+    return
+  place = pathlib.Path(workdir).absolute()
+  while not os.path.lexists(place):
+    place = place.parent
+  try:
+    tempfile.TemporaryFile(dir=place).close()
+  except OSError as error:
+    raise errors.UsageError(
+        f'workdir {workdir}: {place} is not writable: {error}'
+    ) from error
 
 
 def _changes(keys, old, new):

@@ -7,11 +7,13 @@ through tensorboardX, without TensorFlow.
 """
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
+import secrets
 import sys
 import tempfile
 import time
@@ -104,6 +106,17 @@ class Logs:
       self._folder.upload(now)
 
 
+def require_wandb(project):
+  """Raises UsageError where a project is named and wandb is not installed."""
+  found = importlib.util.find_spec('wandb') if project else None
+  # A folder `wandb`, as its own runs leave behind, can be imported too.
+  if project and (found is None or found.origin is None):
+    raise errors.UsageError(
+        'wandb is not installed: pip install wandb, or leave'
+        f' --config.wandb={project} away'
+    )
+
+
 def overview(params):
   """Returns a table of parameters, one line per kind: numbered parts as one.
 
@@ -175,24 +188,27 @@ class _Wandb:
   """Weights & Biases; a resumed run goes on under the id kept beside it."""
 
   def __init__(self, folder, project, config):
-    try:
-      import wandb
-    except ImportError:
-      raise errors.UsageError(
-          'wandb is not installed: pip install irepa_jax[wandb], or leave'
-          f' --config.wandb={project} away'
-      ) from None
+    require_wandb(project)
+    import wandb
+
     kept = folder / 'wandb_id.txt'
     if not kept.exists():
-      kept.write_text(wandb.util.generate_id())
+      kept.write_text(secrets.token_hex(4))
     self._wandb = wandb
-    self._run = wandb.init(
-        project=project,
-        id=kept.read_text(),
-        resume='allow',
-        dir=str(folder),
-        config=config,
-    )
+    try:
+      self._run = wandb.init(
+          project=project,
+          id=kept.read_text().strip(),
+          resume='allow',
+          dir=str(folder),
+          config=config,
+      )
+    except (wandb.Error, OSError, ValueError) as error:
+      raise errors.UsageError(
+          f'Weights & Biases does not start: {str(error).strip()}'
+          ' (`wandb login`, or WANDB_MODE=offline keeps its files in the run'
+          f' directory; or leave --config.wandb={project} away)'
+      ) from error
 
   def scalars(self, step, numbers):
     self._run.log(numbers, step=step)

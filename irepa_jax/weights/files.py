@@ -22,6 +22,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from irepa_jax import errors
+from irepa_jax.names import file_names
 from irepa_jax.weights import hub
 from irepa_jax.weights import torch_files
 
@@ -61,7 +62,8 @@ def write_safetensors(path, tensors):
   """Writes arrays by name; the file appears when it is whole."""
   arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
   metadata = {'format': 'pt'}  # readers of the hub ask for it
-  _whole(path, lambda p: safetensors_numpy.save_file(arrays, p, metadata))
+  save = lambda p: safetensors_numpy.save_file(arrays, _plain(p), metadata)
+  _whole(path, save)
 
 
 def write_torch(path, tree):
@@ -150,7 +152,7 @@ def _published_digest(path):
 
 
 def _read_safetensors(path):
-  file = safetensors.safe_open(str(path), 'np')
+  file = safetensors.safe_open(str(file_names.plain(path)), 'np')
   return Tensors(dict.fromkeys(file.keys(), file))
 
 
@@ -182,13 +184,18 @@ def _inside(folder, names):
 
 
 def _whole(path, write):
-  path = pathlib.Path(path)
+  path = pathlib.Path(file_names.check(path))
   temporary = path.with_name(path.name + '.part')
   try:
     write(temporary)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _plain(path):
+  """Returns a path to write to; its own name has to be UTF-8."""
+  return file_names.plain(path.parent) / path.name
 
 
 def _looks_like(path):

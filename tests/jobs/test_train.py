@@ -225,7 +225,39 @@ def test_a_loss_of_nan_names_the_records(data, fields, tmp_path):
 
 def test_another_configuration_can_be_forced(finished, fields):
   assert train.run(fields(lr=0.5, resume='force'), finished) == 0
-  assert json.loads((finished / 'config.json').read_text())['lr'] == 0.5
+
+
+def contents(folder):
+  """Returns the bytes of all files, or None where there is no folder."""
+  files = (p for p in folder.rglob('*') if p.is_file())
+  return {p: p.read_bytes() for p in files} if folder.exists() else None
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'sampler': 'euler', 'guidance': 2.0}, {'keep': 9, 'data': 'digits'}, {}],
+)
+def test_a_check_changes_nothing(finished, fields, changes, capsys):
+  for workdir in (finished, finished.parent / 'none' / 'new'):
+    before = contents(workdir)
+    assert train.run(fields(**changes), workdir, check_only=True) == 0
+    assert contents(workdir) == before
+    assert capsys.readouterr().out.endswith('data set, weights\n')
+
+
+def test_a_start_with_nothing_to_do_keeps_the_configuration(finished, fields):
+  before = (finished / 'config.json').read_text()
+  assert train.run(fields(sampler='euler', steps=STEPS - 1), finished) == 0
+  with pytest.raises(errors.DataError):
+    train.run(fields(guidance=2.0, data='nowhere'), finished)
+  assert (finished / 'config.json').read_text() == before
+
+
+@pytest.mark.parametrize('place', ['a file', '/dev/null', '/proc'])
+def test_a_check_finds_where_no_run_can_be(fields, tmp_path, place):
+  (tmp_path / 'a file').touch()
+  with pytest.raises(errors.UsageError, match='is not writable'):
+    train.run(fields(), tmp_path / place / 'run', check_only=True)
 
 
 def test_force_does_not_load_another_model(finished, fields):
@@ -283,7 +315,9 @@ def test_a_relative_run_directory(fields, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert train.run(fields(steps=2), 'runs/x') == 0
   assert real_runs.steps('runs/x') == [2]
-  assert train.run(fields(steps=3), 'runs/x') == 0
+  assert train.run(fields(steps=3, sampler='euler'), 'runs/x') == 0
+  told = json.loads((tmp_path / 'runs/x/config.json').read_text())
+  assert told['sampler'] == 'euler'  # it went on, so it is of these fields
   assert 'steps 2 to 3' in capsys.readouterr().out
 
 

@@ -90,7 +90,9 @@ def pod(tmp_path):
   (repo / 'job.py').write_text(textwrap.dedent(JOB))
   (repo / '.gitignore').write_text('ignored\n')
   (repo / 'ignored').write_text('large')
+  (repo / 'setup.py').touch()
   subprocess.run(['git', 'init', '-q', repo], check=True)
+  subprocess.run(['git', '-C', repo, 'add', '.'], check=True)
   sleep = '#!/bin/sh\nexec /bin/sleep 0.1\n'
   for name, text in (('gcloud', GCLOUD), ('uv', UV), ('sleep', sleep)):
     (tools / name).write_text(text.lstrip())
@@ -198,6 +200,41 @@ def test_a_job_goes_on_without_its_launcher_and_stops_when_asked(pod):
   again.communicate()
   assert pod.attempts() == [1, 1]
   assert pod.run('status')[1].count(' stopped') == 2
+
+
+PACKED = {'job.py', 'setup.py', 'launch/common.sh'}
+OTHERS = ('ignored', 'untracked', 'data/shard', 'data/deep/an image [1].png')
+
+
+@pytest.mark.parametrize(
+    'asked, came',
+    [
+        ([], []),
+        (['untracked'], ['untracked']),
+        (['data/deep'], ['data/deep/an image [1].png']),
+        (['data', 'ignored'], ['ignored', *OTHERS[2:]]),
+    ],
+)
+def test_only_what_git_tracks_and_what_is_asked_for_is_copied(pod, asked, came):
+  for name in OTHERS:
+    (pod.repo / name).parent.mkdir(parents=True, exist_ok=True)
+    (pod.repo / name).write_text('x')
+  (pod.repo / 'launch/local.sh').unlink()  # of the last commit only
+  assert pod.run('create')[0] == 0
+  code, shown = pod.run('install', *(f'--with={path}' for path in asked))
+  assert code == 0, shown
+  worker = pod.fake / 'worker1/irepa_jax'
+  assert {n for n in OTHERS if (worker / n).exists()} == set(came)
+  assert all((worker / name).exists() for name in PACKED)
+  assert ' files, ' in shown and 'compressed: what git tracks' in shown
+  assert '3 untracked files stay here, such as data/' in shown
+
+
+@pytest.mark.parametrize('path', ['nothing', '/etc/passwd', '../elsewhere'])
+def test_what_is_asked_for_lies_in_the_checkout(pod, path):
+  assert pod.run('create')[0] == 0
+  code, shown = pod.run('install', f'--with={path}')
+  assert code == 2 and f'--with={path}: a file or folder below' in shown
 
 
 def test_a_worker_that_restarted_has_lost_its_job(tmp_path):

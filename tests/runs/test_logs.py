@@ -110,30 +110,42 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 
 def test_missing_wandb_is_told(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  text = r'wandb is not installed: pip install irepa_jax\[wandb\]'
+  text = 'wandb is not installed: pip install wandb'
   with pytest.raises(errors.UsageError, match=text):
     logs.Logs(tmp_path, total=10, wandb='project')
 
 
+def test_a_folder_called_wandb_is_not_the_package(tmp_path, monkeypatch):
+  (tmp_path / 'wandb').mkdir()
+  monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+  for name in [n for n in sys.modules if n.split('.')[0] == 'wandb']:
+    monkeypatch.delitem(sys.modules, name)
+  with pytest.raises(errors.UsageError, match='wandb is not installed'):
+    logs.require_wandb('project')
+
+
 def test_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
-  calls = []
+  """The package itself, without a network."""
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  monkeypatch.setenv('WANDB_SILENT', 'true')
+  for first in (0, 10):
+    options = dict(resume_step=first, wandb='project', config={'lr': 0.5})
+    with logs.Logs(tmp_path, total=100, **options) as log:
+      log.scalars(first + 10, {'loss': 1.0, 'eval/fid': math.nan})
+      log.images(first + 10, 'samples', np.zeros((4, 6, 3), np.uint8))
+  kept = (tmp_path / 'wandb_id.txt').read_text()
+  starts = list((tmp_path / 'wandb').glob('offline-run-*'))
+  assert {path.name.rpartition('-')[2] for path in starts} == {kept}
+  pictures = list((tmp_path / 'wandb').rglob('samples_*.png'))
+  assert len(starts) == len(pictures) == 2
 
-  class Run:
-    log = staticmethod(lambda values, step: calls.append((step, values)))
-    finish = staticmethod(lambda: calls.append('finish'))
 
-  def init(**options):
-    calls.append((options['project'], options['id'], options['resume']))
-    return Run
-
-  fake = types.SimpleNamespace(
-      init=init, util=types.SimpleNamespace(generate_id=lambda: f'id{len(calls)}')
-  )
-  monkeypatch.setitem(sys.modules, 'wandb', fake)
-  for _ in range(2):
-    write(tmp_path, [1], wandb='project', config={})
-  start = ('project', 'id0', 'allow')
-  assert calls == [start, (1, {'loss': 1.0}), 'finish'] * 2
+@pytest.mark.parametrize('project', ['a/b', 'x#y', 'p' * 200])
+def test_wandb_that_does_not_start_is_one_line(tmp_path, monkeypatch, project):
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  monkeypatch.setenv('WANDB_SILENT', 'true')
+  with pytest.raises(errors.UsageError, match='does not start: Invalid proj'):
+    logs.Logs(tmp_path, total=10, wandb=project)
 
 
 # Terminal --------------------------------------------------------------------
