@@ -77,6 +77,8 @@ def topology(name, slices=1):
       'TPU_SKIP_MDS_QUERY': '1',
       'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
       'TPU_WORKER_HOSTNAMES': 'localhost',
+      # Beside a program that holds the chips of this machine, if it has any.
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
   single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
   return _found(name, 'tpu', 'libtpu', num_slices=slices, **single)
