@@ -254,6 +254,7 @@ def test_what_jax_detects_is_found(monkeypatch, tmp_path, name):
   for variable, value in environ.items():
     monkeypatch.setenv(variable, value)
   monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+  monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', lambda _: ('', 404))
   wait = lambda *_: None
   monkeypatch.setattr(detected, 'wait_for_coordinator', wait, raising=False)
   assert detected.is_env_present()

@@ -19,7 +19,7 @@ JOB = """
   from irepa_jax.distributed import start, preemption
   start.join()
   import jax
-  from irepa_jax.tools import devices
+  from irepa_jax.jobs import devices
   assert sys.argv[1:] == ['--x=a b', "it's"], sys.argv
   say = lambda *words: os.write(1, (' '.join(map(str, words)) + '\\n').encode())
   say('count', jax.process_count(), 'sum', devices.device_sum())
