@@ -1,6 +1,6 @@
 """Kills real runs at random moments and compares what is left, bit for bit.
 
-  PYTHONPATH=. python tests/kills.py --kills=100
+  PYTHONPATH=. python tests/kills.py --kills=100 [--processes 1 2]
 
 Not a test of CI: some seconds for each kill. A run that nothing happens to comes
 first, for each number of processes; then runs are killed with SIGKILL, one or
@@ -36,6 +36,7 @@ SETTINGS = dict(
 def main():
   options = argparse.ArgumentParser(description=__doc__)
   options.add_argument('--kills', type=int, default=100)
+  options.add_argument('--processes', type=int, nargs='+', default=[1, 2])
   options.add_argument('--seed', type=int, default=time.time_ns() % 10**6)
   chosen = options.parse_args()
   dice = random.Random(chosen.seed)
@@ -43,10 +44,9 @@ def main():
   with tempfile.TemporaryDirectory() as scratch:
     data = real_runs.data_set(pathlib.Path(scratch, 'data'))
     total = collections.Counter()
-    for processes in (1, 2):
-      total += Trial(pathlib.Path(scratch), data, processes, dice).go(
-          chosen.kills // 2
-      )
+    for processes in chosen.processes:
+      trial = Trial(pathlib.Path(scratch), data, processes, dice)
+      total += trial.go(chosen.kills // len(chosen.processes))
   print(', '.join(f'{count} {name}' for name, count in total.items()))
 
 
