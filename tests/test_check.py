@@ -83,6 +83,12 @@ WRONG = [
     (dict(guidance=NAN), '1 .none. or more'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
     (dict(guidance_high=1.5), 'an interval'),
+    (dict(lr=math.inf), 'must be finite'),
+    (dict(time_mean=NAN), 'must be finite'),
+    (dict(time_std=math.inf), 'must be finite'),
+    (dict(weight_decay=math.inf), 'must be finite'),
+    (dict(seed=2**70), 'in -2147483648 .. 4294967295'),
+    (dict(seed=2**32), 'in -2147483648'),
 ]
 
 
@@ -103,6 +109,20 @@ def test_a_field_that_cannot_work_is_named_with_its_value(changes, said):
     assert f'config.{field} is ' in line and str(value) in line
   else:
     assert field in line
+
+
+def test_a_config_without_some_fields_is_refused():
+  config = changed({})
+  del config.keep, config.betas
+  with pytest.raises(errors.UsageError, match='has no field betas, keep; a'):
+    check.config(config)
+
+
+def test_a_field_that_nothing_reads_is_refused():
+  config = changed({})
+  config.align_dept = 3
+  with pytest.raises(errors.UsageError, match="did you mean 'align_depth'"):
+    check.config(config)
 
 
 @pytest.mark.parametrize('preset', base.ALIGNMENT)

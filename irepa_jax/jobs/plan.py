@@ -21,7 +21,10 @@ from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
 
 # Accelerator types that the compiler wants to read from its environment.
-TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
+TYPES = {
+    'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e',
+    'tpu7x': 'tpu7x',
+}  # fmt: skip
 
 
 # GPUs as the compiler describes them, one file each.
