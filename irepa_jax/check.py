@@ -16,7 +16,9 @@ CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
+    'guidance_ends': ('closed', 'open'),
     'labels': ('random', 'balanced'),
+    'loss_space': ('', 'v', 'x', 'eps'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
     'projector': ('mlp', 'linear', 'conv'),
@@ -34,6 +36,7 @@ AT_LEAST = {
     'checkpoint_every': 1,
     'clip': 0,
     'data_threads': 0,
+    'decay_steps': 0,
     'eval_count': 1,
     'eval_every': 0,
     'eval_final_count': 0,
@@ -42,6 +45,7 @@ AT_LEAST = {
     'keep': 1,
     'keep_every': 0,
     'log_every': 1,
+    'lr_min': 0,
     'max_failed_saves': 1,
     'max_skipped': 1,
     'mesh_model': 1,
@@ -53,6 +57,7 @@ AT_LEAST = {
     'sample_every': 0,
     'sample_steps': 1,
     'steps': 1,
+    'warmup_epochs': 0,
     'warmup_steps': 0,
     'watchdog_s': 0,
     'weight_decay': 0,
@@ -79,8 +84,10 @@ def config(config):
     _require(
         value == -1 or value >= 1, field, value, f'1 or more, or -1 for {rest}'
     )
-  _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
+  for field in ('time_std', 'divisor_floor', 'noise_scale'):
+    _require(config[field] > 0, field, config[field], 'above 0')
   _optimiser(config)
+  _pixels(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
   _numbers(config)
@@ -175,6 +182,31 @@ def _optimiser(config):
       'batch_size',
       config.batch_size,
       f'a multiple of accumulate={config.accumulate}',
+  )
+
+
+def _pixels(config):
+  """Checks what came with JiT: dropout, the schedule, the scale of the noise."""
+  for field in ('attn_dropout', 'proj_dropout'):
+    share = config[field]
+    _require(_shares([share]), field, share, 'a probability in [0, 1)')
+  _require(
+      not (config.warmup_epochs and config.warmup_steps),
+      'warmup_epochs',
+      config.warmup_epochs,
+      f'0 where warmup_steps is {config.warmup_steps}: one of the two',
+  )
+  _require(
+      not config.decay_steps or config.decay_steps > config.warmup_steps,
+      'decay_steps',
+      config.decay_steps,
+      f'0, or more than warmup_steps={config.warmup_steps}',
+  )
+  _require(
+      config.noise_scale == 1 or config.sampler != 'euler_maruyama',
+      'noise_scale',
+      config.noise_scale,
+      '1 for euler_maruyama, whose score is of unit noise; or use heun, euler',
   )
 
 

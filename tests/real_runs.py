@@ -55,14 +55,14 @@ def data_set(folder, **changes):
   return folder
 
 
-def command(workdir, *flags, preset='irepa', **fields):
+def command(workdir, *flags, recipe='quickstart', preset='irepa', **fields):
   """Returns the words of the command that trains in `workdir`."""
   overrides = [f'--config.{k}={v}' for k, v in (FIELDS | fields).items()]
   return [
       sys.executable,
       '-m',
       'irepa_jax.main',
-      f'--config=configs/quickstart.py:{preset}',
+      f'--config=configs/{recipe}.py:{preset}',
       f'--workdir={workdir}',
       *overrides,
       *flags,

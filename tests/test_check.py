@@ -79,6 +79,18 @@ WRONG = [
     (dict(eval_final_count=-1), 'at least 0'),
     (dict(labels='even'), 'one of random, balanced'),
     (dict(quantise='floor'), 'one of truncate, round'),
+    (dict(loss_space='u'), 'one of'),
+    (dict(divisor_floor=0.0), 'above 0'),
+    (dict(noise_scale=-1.0), 'above 0'),
+    (dict(noise_scale=2.0), '1 for euler_maruyama'),
+    (dict(attn_dropout=1.0), 'a probability'),
+    (dict(proj_dropout=-0.1), 'a probability'),
+    (dict(warmup_epochs=-1.0), 'at least 0'),
+    (dict(warmup_epochs=5.0, warmup_steps=10), 'one of the two'),
+    (dict(decay_steps=-1), 'at least 0'),
+    (dict(decay_steps=10, warmup_steps=10), 'more than warmup_steps=10'),
+    (dict(lr_min=-1.0), 'at least 0'),
+    (dict(guidance_ends='half'), 'one of closed, open'),
     (dict(guidance=0.5), '1 .none. or more'),
     (dict(guidance=NAN), '1 .none. or more'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
@@ -152,9 +164,10 @@ def test_only_some_of_the_encoders_need_weights_of_their_own():
 def test_every_number_has_a_range_and_every_word_its_choices():
   free = {'seed', 'time_mean'}  # any integer, any number
   own = {
-      'align_coefficient', 'betas', 'ema', 'encoder_weights', 'guidance',
-      'guidance_low', 'guidance_high', 'label_dropout', 'lr', 'mesh_data',
-      'mesh_replica', 'projector_kernel', 'time_std',
+      'align_coefficient', 'attn_dropout', 'betas', 'divisor_floor', 'ema',
+      'encoder_weights', 'guidance', 'guidance_high', 'guidance_low',
+      'label_dropout', 'lr', 'mesh_data', 'mesh_replica', 'noise_scale',
+      'proj_dropout', 'projector_kernel', 'time_std',
   }  # fmt: skip
   # Checked where they are used: names of parts, paths, hub ids, projects.
   names = {

@@ -36,14 +36,16 @@ HASH_THREADS = 8
 WAIT_S = 0.1  # between looks at whether a prefetch was closed
 
 
-def load(folder, *, verify=False, skip_bad=False):
+def load(folder, *, verify=False, skip_bad=False, view=None):
   """Opens a data set, checks its files, and returns a Dataset.
 
   Every shard must have the size that the manifest states, and a sample of
   records the shapes and statistics; `verify` also compares all checksums;
-  `skip_bad`: see `batches`.
+  `skip_bad`: see `batches`. view(manifest) -> manifest leaves out what is not
+  wanted, as manifests.of_images.
   """
   manifest = manifests.read(folder)
+  manifest = view(manifest) if view else manifest
   check = records.check_hash if verify else records.check_size
   with futures.ThreadPoolExecutor(HASH_THREADS) as pool:
     shards = [*manifest.shards, *manifest.flips]
@@ -75,7 +77,9 @@ class Dataset:
     Args:
       index: of the record.
       flip: whether to return the mirror image, its latents and its features.
-      image: whether the image is wanted, where there is one; and `features`.
+      image: whether the image is wanted, where there is one.
+      features: the names of the encoders whose tokens are wanted, in this
+        order; True is all that are stored.
     """
     stored = self.flips if flip and len(self.flips) else self.records
     try:
@@ -99,8 +103,8 @@ class Dataset:
       out['image'] = pixels[:, ::-1] if flip else pixels
     if features and manifest.encoders:
       out['features'] = tuple(
-          records.features(view, k, encoder.shape)
-          for k, encoder in enumerate(manifest.encoders)
+          records.features(view, k, manifest.encoders[k].shape)
+          for k in manifests.places(manifest, features)
       )
     return out
 
@@ -159,7 +163,8 @@ def batches(
     rows: of the global batch, those of this process (`local_rows`); all when
       None.
     flips: whether half of the examples are mirrored.
-    image: whether images are read; and `features`.
+    image: whether images are read.
+    features: names of the encoders whose tokens are read; True is all.
     threads: that read and decode.
     skip_bad: a damaged record is told, counted and replaced by the next one
       of the data set, instead of ending the stream with DataError.

@@ -16,6 +16,7 @@ own devices made.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.distributed import sharding
+from irepa_jax.models import layers
 
 NOBODY = -1  # the number of a row that only fills a batch
 
@@ -146,9 +148,7 @@ def cast(params, dtype):
   A model that computes in this dtype gives the same images, bit for bit, and
   reads half the memory in every step.
   """
-  return jax.jit(lambda tree: jax.tree.map(lambda w: w.astype(dtype), tree))(
-      params
-  )
+  return jax.jit(functools.partial(layers.cast, dtype=dtype))(params)
 
 
 def _labels(labels, num_classes):

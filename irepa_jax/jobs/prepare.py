@@ -106,7 +106,7 @@ def _manifest(job, parts, codec, encoders):
 def _networks(source, options):
   """Returns (codec or None, encoders) with their weights found and hashed."""
   codec = None
-  if options.autoencoder != 'none':
+  if options.autoencoder not in prepare_options.NO_LATENTS:
     model = _with_statistics(
         models.autoencoder(options.autoencoder), options.statistics
     )

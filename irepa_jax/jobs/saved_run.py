@@ -28,8 +28,9 @@ PORTABLE = {'attention': 'xla', 'remat': 'none', 'allow_subset': True}
 # What is told about images beside which checkpoint made them.
 TOLD = (
     'model', 'seed', 'labels', 'num_classes', 'sampler', 'sample_steps', 'path',
-    'prediction', 'guidance', 'guidance_low', 'guidance_high', 'quantise',
-    'dtype', 'autoencoder', 'image_size',
+    'prediction', 'loss_space', 'divisor_floor', 'noise_scale', 'guidance',
+    'guidance_low', 'guidance_high', 'guidance_ends', 'quantise', 'dtype',
+    'autoencoder', 'image_size',
 )  # fmt: skip
 
 
@@ -121,6 +122,11 @@ def _restore(run, mesh, name, step):
 def load_decoder(run: SavedRun, mesh, meta):
   """Reads the autoencoder; refuses one with other weights than the latents'."""
   autoencoder, source = run.built.autoencoder, run.config.autoencoder_weights
+  if meta['autoencoder'] != autoencoder.name:
+    raise errors.CheckpointError(
+        f'the checkpoint of {run.workdir} was trained on {meta["autoencoder"]},'
+        f' config.json says {autoencoder.name}'
+    )
   made_by = meta['autoencoder_sha256']
   if made_by:
     found = files.sha256(autoencoder.fetch(source or None))

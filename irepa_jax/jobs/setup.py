@@ -85,19 +85,24 @@ def batch_shapes(built: build.Experiment, config):
   """Returns the arrays of a global batch, as shapes."""
   rows, size = config.batch_size, built.model.size
   moments = (rows, size, size, 2 * built.model.channels)
-  shapes = {
-      'label': jax.ShapeDtypeStruct((rows,), jnp.int32),
-      'moments': jax.ShapeDtypeStruct(moments, jnp.float16),
-  }
-  if config.features == 'cached':
+  shapes = {'label': jax.ShapeDtypeStruct((rows,), jnp.int32)}
+  if built.autoencoder.stored:
+    shapes['moments'] = jax.ShapeDtypeStruct(moments, jnp.float16)
+  if stored(built, config):
     shapes['features'] = tuple(
         jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
         for e in built.encoders
     )
-  elif built.encoders:
+  if built.encoders and config.features == 'online' or not built.autoencoder.stored:
     image = (rows, config.image_size, config.image_size, 3)
     shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
   return shapes
+
+
+def stored(built: build.Experiment, config):
+  """Returns the names of the encoders whose tokens the data set holds."""
+  cached = config.features == 'cached'
+  return tuple(encoder.name for encoder in built.encoders if cached)
 
 
 def feature_shape(encoder):

@@ -49,6 +49,11 @@ class Job(NamedTuple):
   shapes: setup.Shapes
   data: pipeline.Dataset
 
+  @property
+  def stored(self):
+    """Names of the encoders whose tokens are read from the records."""
+    return setup.stored(self.built, self.config)
+
 
 def run(config, workdir, *, check_only=False) -> int:
   """Trains, or only checks whether it could; returns the exit status.
@@ -163,6 +168,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
     peers.at_end(lock.release)
   data = open_data(config, built, folder)
   stack.callback(data.close)
+  built = built._replace(optimizer=build.optimizer(config, len(data)))
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
@@ -180,21 +186,33 @@ def open_data(config, built, folder):
         autoencoder=config.autoencoder,
         image_format='png',
     )
+  cached = config.features == 'cached' and bool(built.encoders)
+  codec, view, latents = built.autoencoder, None, {}
+  if codec.stored:
+    size, channels = built.model.size, built.model.channels
+    latents = dict(latent_shape=(size, size, channels))
+  else:
+    view = functools.partial(
+        manifests.of_images,
+        name=codec.name,
+        channels=codec.channels,
+        cached=cached,
+    )
   data = pipeline.load(
-      folder, verify=config.verify_data, skip_bad=config.skip_bad
+      folder, verify=config.verify_data, skip_bad=config.skip_bad, view=view
   )
+  if latents:
+    latents |= dict(bias=data.manifest.bias, scale=data.manifest.scale)
   manifests.check(
       data.manifest,
       image_size=config.image_size,
       num_classes=config.num_classes,
       autoencoder=config.autoencoder,
-      latent_shape=(built.model.size, built.model.size, built.model.channels),
-      bias=data.manifest.bias,
-      scale=data.manifest.scale,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
       images_needed=bool(built.encoders) and config.features == 'online',
       flips=config.flips,
+      **latents,
   )
   return data
 
@@ -260,7 +278,7 @@ def device_batches(job, first):
       rows=pipeline.local_rows(split, config.batch_size),
       flips=config.flips,
       image='image' in job.shapes.batch,
-      features='features' in job.shapes.batch,
+      features=job.stored,
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from irepa_jax import errors
 from irepa_jax.models import haar
+from irepa_jax.models import pixels
 from irepa_jax.models import vae
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
@@ -29,6 +30,7 @@ class Autoencoder:
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
+  stored: bool = True  # whether a data set holds its moments beside images
 
   @property
   def channels(self):
@@ -116,6 +118,13 @@ AUTOENCODERS = {
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
     ),
     'haar': Autoencoder('haar', haar.Haar()),
+    'pixels': Autoencoder(
+        'pixels',
+        pixels.Pixels(),
+        bias=(0.0,) * 3,
+        scale=(1.0,) * 3,
+        stored=False,
+    ),
 }
 
 

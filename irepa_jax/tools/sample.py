@@ -26,6 +26,7 @@ SETTINGS = {
     'guidance': (flags.DEFINE_float, 'Scale; 1 is none.'),
     'guidance_low': (flags.DEFINE_float, 'Guided from this t'),
     'guidance_high': (flags.DEFINE_float, 'to this one.'),
+    'guidance_ends': (flags.DEFINE_string, 'closed (SiT) or open (JiT).'),
     'quantise': (flags.DEFINE_string, 'truncate or round.'),
     'dtype': (flags.DEFINE_string, 'float32 or bfloat16.'),
     'autoencoder_weights': (flags.DEFINE_string, 'Path or hub id.'),

@@ -44,6 +44,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """AdamW after clipping the global norm, as the released trainers use it.
 
+  lr is a number, with `warmup_steps`, or a schedule(step), as of train.schedule.
   Position tables are constants that live among the parameters for the sake
   of the file layout: weight decay leaves them alone, as do biases and norms.
   """

@@ -122,7 +122,7 @@ def unflatten(leaves):
 
 
 def _current_name(name):
-  name = name.removeprefix('module.')
+  name = name.removeprefix('module.').removeprefix('net.')
   return re.sub(r'^(projectors\.\d+)\.(\d)', r'\1.projection_layer.\2', name)
 
 

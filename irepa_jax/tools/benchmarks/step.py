@@ -220,7 +220,7 @@ def records(config):
       batch_size=config.batch_size,
       seed=config.seed,
       image=bool(config.encoder) and config.features == 'online',
-      features=config.features == 'cached',
+      features=check.encoder_names(config) * (config.features == 'cached'),
       threads=config.data_threads,
   )
   next(batches)
