@@ -15,11 +15,6 @@ def config(**changes):
   return made
 
 
-def test_attention_of_gpus_is_refused_elsewhere():
-  with pytest.raises(errors.UsageError, match='attention is cudnn.*, not cpu'):
-    setup.make_mesh(config(attention='cudnn'))
-
-
 def test_copies_of_the_weights_are_a_field():
   mesh = setup.make_mesh(config(mesh_replica=2, mesh_model=2))
   assert dict(mesh.shape) == {'replica': 2, 'data': 2, 'model': 2}
