@@ -85,11 +85,9 @@ class Trial:
     """Starts a run; returns whether it was killed before its end."""
     with real_runs.Started(workdir, **self._settings) as run:
       counts['starts'] += 1
-      end = time.monotonic() + self._dice.uniform(0, 1.2 * self._seconds)
-      while kill and time.monotonic() < end:
+      happened = self._moment(workdir)
+      while kill and not happened() and run.processes[0].poll() is None:
         time.sleep(0.001)
-        if run.processes[0].poll() is not None:
-          break
       if not kill or run.processes[0].poll() is not None:
         assert not any(run.codes()), run.output()[-3000:]
         return False
@@ -108,6 +106,22 @@ class Trial:
         f' {victims}, checkpoints {sorted(seen) or "none"} equal', flush=True,
     )  # fmt: skip
     return True
+
+  def _moment(self, workdir):
+    """Returns f() that says whether the random moment to kill has come."""
+    end = time.monotonic() + self._dice.uniform(0, self._seconds)
+    if self._dice.random() < 0.4:  # at any time from the start
+      return lambda: time.monotonic() > end
+    done = max(real_runs.losses(workdir), default=0)
+    step, wait = done + self._dice.randint(1, 5), self._dice.uniform(0, 0.3)
+
+    def happened():  # soon after a step: while one is saved, or the next goes on
+      if max(real_runs.losses(workdir), default=0) < step:
+        return False
+      time.sleep(wait)
+      return True
+
+    return happened
 
   def _victims(self):
     ranks = list(range(self._processes))
