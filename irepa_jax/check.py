@@ -8,8 +8,8 @@ them, and the checks of files and mesh, alone.
 import difflib
 import math
 
-from configs import base
 from irepa_jax import errors
+from irepa_jax.names.experiments import base
 
 CHOICES = {
     'attention': ('xla', 'cudnn'),

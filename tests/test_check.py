@@ -101,6 +101,12 @@ WRONG = [
     (dict(loss_eps=-0.01), 'at least 0'),
     (dict(loss_power=-1.0), 'at least 0'),
     (dict(omega_largest=0.5), 'at least 1'),
+    (dict(lr=math.inf), 'must be finite'),
+    (dict(time_mean=NAN), 'must be finite'),
+    (dict(time_std=math.inf), 'must be finite'),
+    (dict(weight_decay=math.inf), 'must be finite'),
+    (dict(seed=2**70), 'in -2147483648 .. 4294967295'),
+    (dict(seed=2**32), 'in -2147483648'),
 ]
 # With the objective of MeanFlow.
 WRONG_MEAN_FLOW = [
@@ -151,6 +157,20 @@ def test_settings_of_mean_flow_that_cannot_work(changes, said):
   assert '\n' not in str(raised.value)
   field, value = next(iter(changes.items()))
   assert field in str(raised.value) and str(value) in str(raised.value)
+
+
+def test_a_config_without_some_fields_is_refused():
+  config = changed({})
+  del config.keep, config.betas
+  with pytest.raises(errors.UsageError, match='has no field betas, keep; a'):
+    check.config(config)
+
+
+def test_a_field_that_nothing_reads_is_refused():
+  config = changed({})
+  config.align_dept = 3
+  with pytest.raises(errors.UsageError, match="did you mean 'align_depth'"):
+    check.config(config)
 
 
 @pytest.mark.parametrize('preset', base.ALIGNMENT)

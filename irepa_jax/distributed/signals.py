@@ -36,4 +36,4 @@ def end_at_once():
 def _end(number, frame):
   del frame
   name = signal.Signals(number).name
-  peers.end_all(errors.TRY_AGAIN, f'asked to stop ({name}); nothing to save yet')
+  peers.end_all(errors.TRY_AGAIN, f'asked to stop ({name}): start it again')

@@ -21,7 +21,10 @@ from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
 
 # Accelerator types that the compiler wants to read from its environment.
-TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
+TYPES = {
+    'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e',
+    'tpu7x': 'tpu7x',
+}  # fmt: skip
 
 
 # GPUs as the compiler describes them, one file each.
@@ -77,6 +80,8 @@ def topology(name, slices=1):
       'TPU_SKIP_MDS_QUERY': '1',
       'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
       'TPU_WORKER_HOSTNAMES': 'localhost',
+      # Beside a program that holds the chips of this machine, if it has any.
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
   single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
   return _found(name, 'tpu', 'libtpu', num_slices=slices, **single)
