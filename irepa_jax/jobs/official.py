@@ -23,6 +23,7 @@ from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
 from irepa_jax.models import autoencoders
+from irepa_jax.names import places
 from irepa_jax.runs import directory
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
@@ -72,6 +73,7 @@ def export(workdir, out, *, ema=0, step=None):
 
   ema: which average, from 0; step: of the checkpoint, None is the newest.
   """
+  places.try_file(out)
   run = saved_run.open_(workdir)
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)

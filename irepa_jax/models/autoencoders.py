@@ -29,6 +29,7 @@ class Autoencoder:
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
+  grey: bool = False  # keeps the brightness of an image alone
 
   @property
   def channels(self):
@@ -115,7 +116,7 @@ AUTOENCODERS = {
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
     ),
-    'haar': Autoencoder('haar', haar.Haar()),
+    'haar': Autoencoder('haar', haar.Haar(), grey=True),
 }
 
 
