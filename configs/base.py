@@ -47,6 +47,7 @@ FIELDS = {
         '', "path or hub id; '' is its published source"
     ),
     'flips': fixed(False, 'mirrored: images, or records that are stored so'),
+    'drop_colours': free(False, 'train on brightness alone where haar kept that'),
     'batch_size': fixed(256, 'of the whole job, not of one device'),
     'data_threads': free(16, 'that read records'),
     'prefetch': free(2, 'batches on the device ahead of the step'),

@@ -255,6 +255,12 @@ def optimizer(config, records=IMAGENET):
   )
 
 
+def learning_rate(config, step):
+  """Returns the rate with which a step, from 1, changes the weights."""
+  rate = states.learning_rate(config.lr, config.warmup_steps)
+  return float(rate(step - 1)) if callable(rate) else rate
+
+
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:
   """Returns the functions of a training step.
 

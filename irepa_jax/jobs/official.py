@@ -32,6 +32,7 @@ from irepa_jax.jobs import train
 from irepa_jax.models import autoencoders
 from irepa_jax.models import just_image
 from irepa_jax.models import layers
+from irepa_jax.names import places
 from irepa_jax.runs import directory
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
@@ -84,6 +85,7 @@ def export(workdir, out, *, ema=0, step=None):
 
   A .pt of JiT holds both averages. ema: which one else, from 0; step: of the checkpoint, None is the newest.
   """
+  places.try_file(out)
   run = saved_run.open_(workdir)
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)
