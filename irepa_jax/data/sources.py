@@ -24,11 +24,10 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.data import digits
+from irepa_jax.data import images
+from irepa_jax.data import tree
 
 KINDS = ('folder', 'tfds', 'arrow', 'latents', 'digits')
-EXTENSIONS = tuple(
-    ['.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp']
-)  # those of torchvision's ImageFolder, matched without case
 # Folders of the official release; the latents are those of sd-vae-ft-mse.
 RELEASE_IMAGES = 'imagenet-latents-images'
 RELEASE_LATENTS = 'imagenet-latents-sdvae-ft-mse-f8d4'
@@ -60,6 +59,7 @@ class Folder:
   root: pathlib.Path
   class_names: tuple
   files: tuple  # (path below root, label), ordered by class and name
+  left_out: str = ''  # what else lies there, for the user
   has_images, has_moments = True, False
 
   def __len__(self):
@@ -88,6 +88,7 @@ class Table:
   class_names: tuple
   fingerprint: str
   has_images, has_moments = True, False
+  left_out = ''
 
   def __len__(self):
     return len(self.rows)
@@ -110,6 +111,7 @@ class Release:
   origin: str
   fingerprint: str
   has_moments = True
+  left_out = ''
 
   def __len__(self):
     return len(self.latents)
@@ -141,6 +143,7 @@ class Arrays:
   labels: np.ndarray
   class_names: tuple
   has_images, has_moments = True, False
+  left_out = ''
 
   def __len__(self):
     return len(self.labels)
@@ -157,28 +160,28 @@ class Arrays:
 
 
 def open_folder(path):
-  """Lists a tree of images as torchvision's ImageFolder does."""
+  """Lists a tree of images in the order of torchvision's ImageFolder."""
   root = pathlib.Path(path)
   _require_folder(root, 'image folder')
-  classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+  classes, left_out = tree.images_by_class(root)
+  left_out = tree.told(left_out)
+  note = f' (ignored: {left_out})' if left_out else ''
   files = [
       (name, label)
-      for label, folder in enumerate(classes)
-      for name in _walk(root, folder)
+      for label, names in enumerate(classes.values())
+      for name in names
   ]
   if not files:
     raise errors.DataError(
         f'no images under {root}: expected one folder per class with'
-        f' {" ".join(EXTENSIONS)} files, found {_some(root)}'
+        f' {" ".join(images.EXTENSIONS)} files, found {_some(root)}{note}'
     )
-  empty = set(range(len(classes))) - {label for _, label in files}
-  if empty:
-    names = ', '.join(classes[label] for label in sorted(empty)[:3])
+  if empty := [name for name, names in classes.items() if not names]:
     raise errors.DataError(
         f'{len(empty)} of {len(classes)} class folders under {root} hold no'
-        f' images: {names}'
+        f' images: {", ".join(empty[:3])}{note}'
     )
-  return Folder(root, tuple(classes), tuple(files))
+  return Folder(root, tuple(classes), tuple(files), left_out)
 
 
 def open_tfds(rest):
@@ -265,14 +268,6 @@ OPEN = {
     'latents': open_latents,
     'digits': open_digits,
 }
-
-
-def _walk(root, folder):
-  for place, folders, names in os.walk(root / folder, followlinks=True):
-    folders.sort()
-    for name in sorted(names):
-      if name.lower().endswith(EXTENSIONS):
-        yield os.path.relpath(os.path.join(place, name), root)
 
 
 def _split(rest, default):
