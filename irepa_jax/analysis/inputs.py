@@ -138,7 +138,7 @@ class Pictures:
     """Returns (pixels uint8 [s s 3], label, mask bool [s s], moments)."""
     try:
       picture = self.origin[self.rows[i]]
-    except errors.DataError as error:
+    except (errors.DataError, OSError) as error:
       raise errors.DataError(f'{self.name(i)}: {error}') from error
     pixels = images.center_crop(PIL.Image.fromarray(picture.pixels), self.size)
     mask = masks and masks(self.name(i), picture.pixels.shape[:2], pixels)

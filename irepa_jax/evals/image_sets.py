@@ -257,7 +257,7 @@ def _picked(read, count, side, size, rows):
 def _decode(path):
   try:
     return images.decode(path.read_bytes())
-  except errors.DataError as error:
+  except (errors.DataError, OSError) as error:
     raise errors.DataError(f'{path}: {error}') from error
 
 
