@@ -74,6 +74,9 @@ def prepare(
   manifests.check_local(out)
   codec, encoders = _networks(source, options)
   _check(source, options, codec)
+  left_out = getattr(source, 'left_out', '')  # other sources need not know it
+  if left_out:
+    say(f'ignored: {left_out}')
   job = _job(source, out, codec, encoders, options)
   length = job.settings['images']
   spans = shards.plan(length, options.shard_size)
@@ -91,7 +94,7 @@ def prepare(
     manifests.write(out, manifest)
     shards.clean(out)
   shards.wait_for_manifest(out, manifest)
-  _report(manifest, parts, out, say)
+  _report(manifest, parts, out, left_out, say)
   return manifest
 
 
@@ -294,13 +297,14 @@ def _announce(pace, job, todo, process_count, say):
     )
 
 
-def _report(manifest, parts, out, say):
+def _report(manifest, parts, out, left_out, say):
   shard_files = (*manifest.shards, *manifest.flips)
   size = sum(shard.size for shard in shard_files)
   say(
       f'{out}: {manifest.count:,} records of {manifest.num_classes} classes in'
       f' {len(shard_files)} shards, {_amount(size, SIZES)};'
       f' {manifest.skipped} images skipped'
+      + (f'; ignored in the source: {left_out}' if left_out else '')
   )
   small = sum(part.enlarged for part in parts)
   if manifest.coloured:
