@@ -16,6 +16,7 @@ from jaxtyping import Float
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax.evals import neighbours
 
 Array = np.ndarray | jax.Array
 Rows = Float[Array, '_ _']  # [n d], one row per image
@@ -169,14 +170,21 @@ def precision_recall(
   for name, x in [('real', real), ('fake', fake)]:
     if len(x) <= k:
       raise errors.DataError(f'k={k} needs {k + 1} {name} images, got {len(x)}')
-  if not half:  # distances do not change, rounding gets smaller
+  if half:
+    precision, recall = _in_half_precision(real, fake, k)
+  else:
+    # Distances do not change, rounding gets smaller.
     centre = real.mean(0, dtype=np.float64).astype(real.dtype)
-    real, fake = real - centre, fake - centre
-  distances = _half_distances if half else _distances
-  real, fake = (jnp.asarray(x, jnp.float32) for x in (real, fake))
-  radii = _radii(real, k, distances), _radii(fake, k, distances)
-  precision, recall = _covered(real, fake, *radii, distances)
+    real, fake = (neighbours.cloud(x, centre) for x in (real, fake))
+    radii = (neighbours.radii(x, k) for x in (real, fake))
+    precision, recall = neighbours.covered(real, fake, *radii)
   return float(precision.mean()), float(recall.mean())
+
+
+def _in_half_precision(real, fake, k):
+  real, fake = (jnp.asarray(x, jnp.float32) for x in (real, fake))
+  radii = (_radii(x, k, _half_distances) for x in (real, fake))
+  return _covered(real, fake, *radii, _half_distances)
 
 
 def _radii(x, k, distances):
@@ -221,11 +229,7 @@ def _within(real, fake, real_radii, fake_radii, distances):
   return near_real, (found <= fake_radii).any(1)
 
 
-def _distances(x, y):
-  """Squared distances [n m] of rows x [n d] and y [m d], float32."""
-  square = lambda a: jnp.square(a).sum(1)
-  product = jnp.matmul(x, y.T, precision='highest')
-  return jnp.maximum(square(x)[:, None] - 2 * product + square(y), 0)
+_distances = neighbours.distances
 
 
 def _half_distances(x, y):
