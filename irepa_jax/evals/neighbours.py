@@ -35,8 +35,7 @@ class Block(NamedTuple):
   square is infinite in rows that fill the last block: far from everything.
   """
 
-  rows: jax.Array  # bfloat16 [b d]
-  columns: jax.Array  # bfloat16 [d b]
+  columns: jax.Array  # bfloat16 [d b], the rows on end
   square: jax.Array  # [b]  |x|^2
   length: jax.Array  # [b]  |x|
   error: jax.Array  # [b]  |x - bfloat16(x)|, and what float32 sums lose
@@ -67,7 +66,7 @@ def _block(x, count):
   error = jnp.sqrt(jnp.square(x - rows.astype(jnp.float32)).sum(1))
   error = (1 + SLACK) * error + x.shape[1] * EPS * length
   square = jnp.where(jnp.arange(len(x)) < count, square, jnp.inf)
-  return Block(rows, rows.T, square, length, error)
+  return Block(rows.T, square, length, error)
 
 
 # Radii ------------------------------------------------------------------------
@@ -94,10 +93,12 @@ def _pairs_within(blocks, bound, k):
   Tightens bound, from above, on the distances to the k nearest.
   """
   for i, a in enumerate(blocks):
-    hits, bound[i] = _near_itself(a, bound[i], k)
+    rows = a.columns.T
+    hits, bound[i] = _near_itself(rows, a, bound[i], k)
     yield i, i, hits
     for j in range(i + 1, len(blocks)):
-      hits, bound[i], bound[j] = _near(a, blocks[j], bound[i], bound[j], k)
+      hits, *bounds = _near(rows, a, blocks[j], bound[i], bound[j], k)
+      bound[i], bound[j] = bounds
       yield i, j, hits
 
 
@@ -112,20 +113,20 @@ def _ahead(items: Iterator) -> Iterator:
     yield held
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _near(a, b, bound_a, bound_b, k):
-  """Bounds of the k nearest of both sides, and lower bounds of near pairs."""
-  low, high = _enclosed(a, b)
+@functools.partial(jax.jit, static_argnums=5)
+def _near(rows, a, b, bound_a, bound_b, k):
+  """Lower bounds of near pairs, and bounds of the k nearest of both sides."""
+  low, high = _enclosed(rows, a, b)
   bound_a = _nearest(bound_a, _group_minima(high), k)
   bound_b = _nearest(bound_b, _group_minima_of_columns(high), k)
   near = (low <= _finite(bound_a)[:, None]) | (low <= _finite(bound_b))
   return jnp.where(near, low, jnp.inf), bound_a, bound_b
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _near_itself(a, bound, k):
+@functools.partial(jax.jit, static_argnums=3)
+def _near_itself(rows, a, bound, k):
   """The same of a block against itself: pairs above the diagonal."""
-  low, high = _enclosed(a, a)
+  low, high = _enclosed(rows, a, a)
   i = jnp.arange(BLOCK)
   high = jnp.where(i[:, None] == i, jnp.inf, high)
   bound = _nearest(bound, _group_minima(high), k)
@@ -133,12 +134,15 @@ def _near_itself(a, bound, k):
   return jnp.where(near & (i[:, None] < i), low, jnp.inf), bound
 
 
-def _enclosed(a, b):
-  """Bounds from below and above of the squared distances, float32 [b b]."""
-  product = jnp.matmul(a.rows, b.columns, preferred_element_type=jnp.float32)
+def _enclosed(rows, a, b):
+  """Bounds from below and above of the squared distances, float32 [b b].
+
+  rows: a.columns turned; products of two matrices on end take twice as long.
+  """
+  product = jnp.matmul(rows, b.columns, preferred_element_type=jnp.float32)
   error = a.error[:, None] * b.length + a.length[:, None] * b.error
   square = a.square[:, None] + b.square
-  slack = (a.rows.shape[1] + 8) * EPS * square  # of sums in float32
+  slack = (rows.shape[1] + 8) * EPS * square  # of sums in float32
   low = square - 2 * (product + error) - slack
   return low, square - 2 * (product - error) + slack
 
@@ -248,20 +252,20 @@ def _pairs_between(x, y, x_radii, y_radii):
   x_balls, y_balls = _balls(x_radii), _balls(y_radii)
   in_x = [jnp.zeros(BLOCK, bool)] * len(y.blocks)
   for i, a in enumerate(x.blocks):
-    in_y = jnp.zeros(BLOCK, bool)
+    rows, in_y = a.columns.T, jnp.zeros(BLOCK, bool)
     for j, b in enumerate(y.blocks):
-      hits = _within(a, b, x_balls[i], y_balls[j], in_x[j], in_y)
+      hits = _within(rows, a, b, x_balls[i], y_balls[j], in_x[j], in_y)
       in_x[j], in_y, _ = hits
       yield i, j, hits
 
 
 @jax.jit
-def _within(a, b, a_balls, b_balls, in_a, in_b):
-  """Which columns are in a ball of a row, rows in one of a column; and where
+def _within(rows, a, b, a_balls, b_balls, in_a, in_b):
+  """Which of b are in a ball of a, of a in one of b, and which pairs may tell.
 
-  a pair would tell that is left open.
+  in_a, in_b: what is known of the two already.
   """
-  low, high = _enclosed(a, b)
+  low, high = _enclosed(rows, a, b)
   in_a |= (high <= a_balls.inner[:, None]).any(0)
   in_b |= (high <= b_balls.inner).any(1)
   maybe = (low <= a_balls.outer[:, None]) & ~in_a

@@ -7,6 +7,7 @@ Statistics are float64 on the host; what is quadratic in the number of images
 runs in blocks, on the device where float32 is enough.
 """
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -94,10 +95,10 @@ def fid(
   """Frechet distance of two Gaussians; sFID is the same of spatial features.
 
   |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)). The trace of
-  the root is the sum of the singular values of root(sigma1) root(sigma2), with
-  symmetric roots: real, and exact for covariances without full rank. Rounding
-  in float32 gives those small negative eigenvalues; they count as zero in all
-  three traces, so a set is at distance zero from itself and none is below.
+  the root is the sum of the singular values of a^T b, for any factors a a^T =
+  sigma1 and b b^T = sigma2: real, and exact for covariances without full rank.
+  Rounding in float32 gives those small negative eigenvalues; they count as zero
+  in all three traces, so a set is at distance zero from itself and none below.
   """
   mu1, sigma1, mu2, sigma2 = (
       np.asarray(x, np.float64) for x in (mu1, sigma1, mu2, sigma2)
@@ -116,7 +117,13 @@ def fid(
 
 
 def _factor(sigma):
-  """Returns a with a @ a.T = sigma, a column per eigenvalue above rounding."""
+  """Returns a with a @ a.T = sigma.
+
+  Of full rank that of Cholesky, at a tenth of the cost; else a column for each
+  eigenvalue above rounding.
+  """
+  with contextlib.suppress(np.linalg.LinAlgError):
+    return np.linalg.cholesky(sigma)
   values, vectors = np.linalg.eigh(sigma)
   keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0)
   return vectors[:, keep] * np.sqrt(values[keep])
@@ -275,10 +282,14 @@ def kid(
 def polynomial_mmd(x: Rows, y: Rows) -> float:
   """Unbiased MMD^2 under the kernel (x.y / d + 1)^3, float64."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  kernel = lambda a, b: (a @ b.T / x.shape[1] + 1) ** 3
+  kernel = lambda a, b: _cube(a @ b.T / x.shape[1] + 1)
   apart = lambda g: (g.sum() - np.trace(g)) / (len(g) * (len(g) - 1))
   same = apart(kernel(x, x)) + apart(kernel(y, y))
   return float(same - 2 * kernel(x, y).mean())
+
+
+def _cube(x):
+  return x * x * x  # x**3 goes through logarithms, ten times slower
 
 
 CMMD_SIGMA = 10.0

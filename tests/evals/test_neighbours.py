@@ -68,8 +68,10 @@ def test_radii_equal_adm():
 def test_every_distance_is_enclosed():
   for x in (features(BLOCK), heavy(BLOCK), clustered(BLOCK)):
     a, b = clouds(x, x[::-1])
-    low, high = neighbours._enclosed(a.blocks[0], b.blocks[0])
-    assert (low <= exact(x, x[::-1])).all() and (high >= exact(x, x[::-1])).all()
+    a, b = a.blocks[0], b.blocks[0]
+    low, high = neighbours._enclosed(a.columns.T, a, b)
+    apart = exact(x, x[::-1])
+    assert (low <= apart).all() and (high >= apart).all()
 
 
 def test_few_pairs_are_left_open(monkeypatch):
