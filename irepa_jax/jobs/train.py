@@ -285,8 +285,9 @@ def device_batches(job, first):
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )
-  put = functools.partial(pipeline.to_device, sharding=split)
-  return pipeline.prefetch(map(put, batches), config.prefetch)
+  return pipeline.prefetch(
+      pipeline.on_device(batches, split), config.prefetch
+  )
 
 
 def list_records(job, step):
