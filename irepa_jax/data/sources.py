@@ -307,7 +307,7 @@ def _load_arrow(path, split):
 
 def _with_files(rows, column, path):
   """Returns rows whose images stay files; DataError where there are none."""
-  datasets = _import('datasets', 'irepa_jax[hf]')
+  datasets = _import('datasets', 'datasets')
   kind = rows.features[column]
   if isinstance(kind, datasets.Image):
     return rows.cast_column(column, datasets.Image(decode=False))
