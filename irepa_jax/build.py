@@ -143,6 +143,7 @@ def placement(mesh):
   return {
       'gather': sharding.gather(mesh),
       'constrain': sharding.constrain(mesh),
+      'platform': mesh.devices.flat[0].platform,
   }
 
 

@@ -122,57 +122,5 @@ attention = fused.differentiable(
         ),
     ),
     _attention_backward,
-    names=('attention', 'sums'),
-)
-
-
-def _modulated_norm(x, shift, scale):
-  """LayerNorm of x [b n d] without weights, times 1 + scale, plus shift [b d].
-
-  Also returns mean and rate [b n 1], both of one pass over x.
-  """
-  wide = _float32(x)
-  mean = jnp.mean(wide, -1, keepdims=True)
-  variance = jnp.mean(jnp.square(wide), -1, keepdims=True) - jnp.square(mean)
-  rate = jax.lax.rsqrt(jnp.maximum(variance, 0) + fused.NORM_EPS)
-  out = (wide - mean) * rate * _factor(scale) + _float32(shift)[:, None]
-  return out.astype(x.dtype), mean, rate
-
-
-def _factor(scale):
-  return 1 + _float32(scale)[:, None]
-
-
-def _modulated_backward(saved, g):
-  x, scale, mean, rate = saved
-  g = _float32(g)
-  d_scale = jnp.sum(g * (_float32(x) - mean) * rate, 1).astype(x.dtype)
-  d_shift = jnp.sum(g, 1).astype(x.dtype)
-  # The derivative of the norm is symmetric.
-  d_x = _of_normed(saved, g * _factor(scale))
-  return d_x.astype(x.dtype), d_shift, d_scale
-
-
-def _of_normed(saved, d_x):
-  """Returns the tangent of the norm of x."""
-  x, _, mean, rate = saved
-  normed, d_x = (_float32(x) - mean) * rate, _float32(d_x)
-  along = normed * jnp.mean(d_x * normed, -1, keepdims=True)
-  return rate * (d_x - d_x.mean(-1, keepdims=True) - along)
-
-
-modulated_norm = fused.differentiable(
-    _modulated_norm,
-    (0, 2, 4, 5),
-    (
-        lambda saved, d_x: _of_normed(saved, d_x) * _factor(saved[1]),
-        lambda saved, d_shift: _float32(d_shift)[:, None],
-        lambda saved, d_scale: (
-            (_float32(saved[0]) - saved[2])
-            * saved[3]
-            * _float32(d_scale)[:, None]
-        ),
-    ),
-    _modulated_backward,
-    names=(None, 'mean', 'rate'),
+    names=('average', 'sums'),
 )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from irepa_jax.models import forms
 from irepa_jax.models import fused
 from irepa_jax.models import layers
 from irepa_jax.models import stack
@@ -41,7 +42,8 @@ class SiT(nn.Module):
   guidances: bool = False  # embeddings of a scale of guidance and its interval
   align_depth: int = 8  # 1 is the first block
   dtype: jnp.dtype = jnp.float32
-  attention: str = 'xla'  # xla, cudnn
+  attention: str = 'auto'  # xla, cudnn
+  platform: str = 'cpu'  # of forms.FORMS
   scan_layers: bool = False  # these four: see stack.Plan
   remat: str = 'none'
   gather: Callable | None = None
@@ -91,7 +93,13 @@ class SiT(nn.Module):
     return jax.lax.stop_gradient(fixed).astype(self.dtype)
 
   def _plan(self):
-    return stack.Plan(self.scan_layers, self.remat, self.gather, self.constrain)
+    return stack.Plan(
+        self.scan_layers,
+        self.remat,
+        self.gather,
+        self.constrain,
+        forms.of(self.platform).saved,
+    )
 
   def _blocks(self, x, c, first, last):
     """Applies blocks first .. last - 1."""
@@ -101,6 +109,7 @@ class SiT(nn.Module):
         self.mlp_ratio,
         self.qk_norm,
         self.attention,
+        self.platform,
         self.dtype,
     )
     names = [f'blocks_{i}' for i in range(first, last)]
@@ -121,16 +130,22 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   qk_norm: bool = False
-  attention: str = 'xla'
+  attention: str = 'auto'
+  platform: str = 'cpu'
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, c):
     attend = layers.Attention(
-        self.heads, self.qk_norm, self.attention, self.dtype, name='attn'
+        self.heads,
+        self.qk_norm,
+        self.attention,
+        self.platform,
+        self.dtype,
+        name='attn',
     )
     hidden = int(x.shape[-1] * self.mlp_ratio)
-    mlp = layers.Mlp(hidden, self.dtype, name='mlp')
+    mlp = layers.Mlp(hidden, self.platform, self.dtype, name='mlp')
     parts = modulation(c, 6, self.dtype)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
     branch = attend(fused.modulated_norm(x, shift_a, scale_a))
