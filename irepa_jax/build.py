@@ -159,6 +159,7 @@ def projector(config, module, teachers):
       hidden=config.projector_hidden,
       kernel=config.projector_kernel,
       dtype=jnp.dtype(config.dtype),
+      gather=module.gather,
   )
 
 
@@ -291,8 +292,17 @@ def network(module, weights):
   """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
-      weights,
+      gathered(module, weights),
   )
+
+
+def gathered(module, params):
+  """Casts and gathers the matrices that no block gathers just before its use."""
+  if not module.gather:
+    return params
+  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
+  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
+  return params | module.gather(jax.tree.map(cast, outer))
 
 
 def _latents(batch, frozen, key, *, bias, scale):
@@ -331,7 +341,8 @@ def _targets(built, config, batch, frozen):
 def _align(built, coefficients, params, tokens, targets):
   if not targets:
     return jnp.zeros(())
-  projected = built.projector.apply({'params': params['projector']}, tokens)
+  weights = gathered(built.projector, params['projector'])
+  projected = built.projector.apply({'params': weights}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
 
 

@@ -16,11 +16,8 @@ OPERATION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 LOOP = re.compile(r'condition=%?([\w.-]+), body=%?([\w.-]+)')
-CALLS = re.compile(r'(?:to_apply|calls|called_computations=\{)=?%?([\w.-]+)')
-BRANCHES = re.compile(
-    r'branch_computations=\{([^}]*)\}|'
-    r'true_computation=%?([\w.-]+), false_computation=%?([\w.-]+)'
-)
+CALLS = re.compile(r'(?:to_apply|calls|called_computations)=\{?%?([\w.-]+)')
+BRANCHES = re.compile(r'(?:branch_computations|true_computation)=([^}]*)')
 COMPARED = re.compile(r'ROOT .* compare\((.*?)\), direction=(L[TE])')
 CONSTANT = re.compile(r'%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)')
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
@@ -122,9 +119,9 @@ def _called(line, bodies):
   kind = kind and kind[2]
   if kind == 'while':
     condition, body = LOOP.search(line).groups()
-    return [(body, _trips(line, bodies[condition]))]
+    return [(body, _trips(line, bodies.get(condition, ())))]
   if kind == 'conditional':
-    names = re.findall(r'[\w.-]+', ' '.join(filter(None, BRANCHES.search(line).groups())))
+    names = re.findall(r'[\w.-]+', BRANCHES.search(line)[1])
     return [(max(names, key=lambda n: _weight(n, bodies)), 1)]
   if kind in ('call', 'async-start'):
     return [(name, 1) for name in CALLS.findall(line)]

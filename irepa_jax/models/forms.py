@@ -34,12 +34,14 @@ class Forms(NamedTuple):
   linear(x [... i], kernel [i o], bias [o]) -> [... o].
   split(x, kernel, bias, parts) -> as many equal parts of that [... o / parts].
   attention(q, k, v), heads [b n k h] -> [b n k h].
+  modulated_norm(x [b n d], shift [b d], scale [b d]) -> [b n d].
   saved: what remat 'names' stores of a block (models.stack).
   """
 
   linear: Callable
   split: Callable
   attention: Callable
+  modulated_norm: Callable
   saved: tuple[str, ...]
 
 
@@ -72,6 +74,7 @@ CPU = Forms(
     linear=fused.linear,
     split=split_output,
     attention=fused.attention,
+    modulated_norm=fused.modulated_norm,
     saved=('qkv', 'attention', 'hidden'),
 )
 FORMS = {
@@ -81,6 +84,7 @@ FORMS = {
         linear=fused_tpu.linear,
         split=split_weights,
         attention=fused_tpu.attention,
+        modulated_norm=fused_tpu.modulated_norm,
         saved=('average', 'sums', 'hidden', 'branch'),
     ),
 }

@@ -1,10 +1,10 @@
 """The operations of fused.py, as the compiler of TPUs does them best.
 
-The mathematics is the same; what differs is what the gradient finds stored.
-A TPU reads and writes probabilities [b k n n] faster than it sums over them, so
-attention keeps its output and the logarithm of each row's sum, and a norm its
-statistics [b n]: a few numbers per token, which spare the gradient whole passes
-over the activations. The estimates are in docs/performance.md.
+The mathematics is the same. A TPU pays for passes over large arrays and for
+moves between layouts: probabilities [b k n n] are written once, in the compute
+dtype, and read by every product that needs them; the sums of their rows are
+kept for the gradient; a norm reads its input once for both of its statistics.
+The estimates are in docs/performance.md.
 """
 
 import math
@@ -56,16 +56,21 @@ linear = fused.differentiable(
 
 
 def _attention(q, k, v):
-  """Softmax attention of heads [b n k h]; also log of the sums [b k n 1].
+  """Softmax attention of heads [b n k h]; also the sums of rows [b k n 1].
 
-  The softmax is in float32.
+  The softmax is in float32; the exponentials are multiplied in the compute
+  dtype and divided by their sum at the end.
   """
-  logits = _logits(q, k)
-  top = jnp.max(logits, -1, keepdims=True)
-  weights = jnp.exp(logits - top)
+  weights = _exponentials(q, k)
   total = jnp.sum(weights, -1, keepdims=True)
-  out = _average((weights / total).astype(q.dtype), v).astype(q.dtype)
-  return out, top + jnp.log(total)
+  weights, total = _once((weights.astype(q.dtype), total))
+  out = _average(weights, v) / jnp.swapaxes(total, 1, 2)
+  return out.astype(q.dtype), total
+
+
+def _exponentials(q, k):
+  logits = _logits(q, k)
+  return jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
 
 
 def _logits(q, k):
@@ -80,18 +85,16 @@ def _einsum(spec, a, b):
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-def _probabilities(q, k, log_sum):
-  return jnp.exp(_logits(q, k) - log_sum)
+def _once(arrays):
+  """Keeps the compiler from computing arrays again in each of their uses."""
+  return jax.lax.optimization_barrier(arrays)
 
 
 def _attention_backward(saved, g):
-  """As in flash attention (arXiv 2205.14135, appendix B.4), in whole rows."""
-  q, k, v, out, log_sum = saved
+  q, k, v, total = saved
   dtype = q.dtype
-  # Written once in the compute dtype: four products read them.
-  probs = _once(_probabilities(q, k, log_sum).astype(dtype))
-  along = _einsum('bnkh,bnkh->bkn', _float32(g), _float32(out))[..., None]
-  d_logits = _float32(probs) * (_einsum('bnkh,bmkh->bknm', g, v) - along)
+  probs = _once((_exponentials(q, k) / total).astype(dtype))
+  d_logits = _of_softmax(_float32(probs), _einsum('bnkh,bmkh->bknm', g, v))
   d_logits = _once((d_logits / math.sqrt(q.shape[-1])).astype(dtype))
   d_q = _average(d_logits, k)
   d_k = _einsum('bknm,bnkh->bmkh', d_logits, q)
@@ -99,28 +102,81 @@ def _attention_backward(saved, g):
   return d_q.astype(dtype), d_k.astype(dtype), d_v.astype(dtype)
 
 
-def _once(x):
-  """Keeps the compiler from computing x again in each of its uses."""
-  return jax.lax.optimization_barrier(x)
+def _of_softmax(probs, d):
+  """Multiplies by the derivative of the softmax, which is symmetric."""
+  return probs * (d - jnp.sum(probs * d, -1, keepdims=True))
 
 
 def _attention_forward(saved, d_logits):
-  q, k, v, _, log_sum = saved
-  probs = _probabilities(q, k, log_sum)
-  along = jnp.sum(probs * d_logits, -1, keepdims=True)
-  return _average((probs * (d_logits - along)).astype(q.dtype), v)
+  q, k, v, total = saved
+  d_probs = _of_softmax(_exponentials(q, k) / total, d_logits)
+  return _average(d_probs.astype(q.dtype), v)
 
 
 attention = fused.differentiable(
     _attention,
-    (0, 1, 2, 3, 4),
+    (0, 1, 2, 4),
     (
         lambda saved, d_q: _attention_forward(saved, _logits(d_q, saved[1])),
         lambda saved, d_k: _attention_forward(saved, _logits(saved[0], d_k)),
         lambda saved, d_v: _average(
-            _probabilities(*saved[:2], saved[4]).astype(d_v.dtype), d_v
+            (_exponentials(*saved[:2]) / saved[3]).astype(d_v.dtype), d_v
         ),
     ),
     _attention_backward,
     names=('average', 'sums'),
+)
+
+
+def _modulated_norm(x, shift, scale):
+  """LayerNorm of x [b n d] without weights, times 1 + scale, plus shift [b d]."""
+  out = _norm(x)[0] * _factor(scale) + _float32(shift)[:, None]
+  return out.astype(x.dtype)
+
+
+def _norm(x):
+  """Returns the norm in float32 and its rate [b n 1], of one pass over x.
+
+  A variance as the difference of two means loses float32 digits where the mean
+  of x is many times its deviation: (mean / deviation)^2 * 1e-7 of its value.
+  """
+  x = _float32(x)
+  mean = jnp.mean(x, -1, keepdims=True)
+  variance = jnp.mean(jnp.square(x), -1, keepdims=True) - jnp.square(mean)
+  rate = jax.lax.rsqrt(jnp.maximum(variance, 0) + fused.NORM_EPS)
+  return (x - mean) * rate, rate
+
+
+def _factor(scale):
+  return 1 + _float32(scale)[:, None]
+
+
+def _modulated_backward(saved, g):
+  x, scale = saved
+  g = _float32(g)
+  d_scale = jnp.sum(g * _norm(x)[0], 1).astype(x.dtype)
+  d_shift = jnp.sum(g, 1).astype(x.dtype)
+  # The derivative of the norm is symmetric.
+  return _of_norm(x, g * _factor(scale)).astype(x.dtype), d_shift, d_scale
+
+
+def _of_norm(x, d_x):
+  """Returns the tangent of the norm of x."""
+  normed, rate = _norm(x)
+  d_x = _float32(d_x)
+  along = normed * jnp.mean(d_x * normed, -1, keepdims=True)
+  return rate * (d_x - d_x.mean(-1, keepdims=True) - along)
+
+
+modulated_norm = fused.differentiable(
+    _modulated_norm,
+    (0, 2),
+    (
+        lambda saved, d_x: _of_norm(saved[0], d_x) * _factor(saved[1]),
+        lambda saved, d_shift: _float32(d_shift)[:, None],
+        lambda saved, d_scale: (
+            _norm(saved[0])[0] * _float32(d_scale)[:, None]
+        ),
+    ),
+    _modulated_backward,
 )

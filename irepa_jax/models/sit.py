@@ -146,11 +146,12 @@ class Block(nn.Module):
     )
     hidden = int(x.shape[-1] * self.mlp_ratio)
     mlp = layers.Mlp(hidden, self.platform, self.dtype, name='mlp')
-    parts = modulation(c, 6, self.dtype)
+    parts = modulation(c, 6, self.dtype, self.platform)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
-    branch = attend(fused.modulated_norm(x, shift_a, scale_a))
+    norm = forms.of(self.platform).modulated_norm
+    branch = attend(norm(x, shift_a, scale_a))
     x = fused.gated_sum(x, gate_a, branch)
-    branch = mlp(fused.modulated_norm(x, shift_m, scale_m))
+    branch = mlp(norm(x, shift_m, scale_m))
     return fused.gated_sum(x, gate_m, branch)
 
 
@@ -168,12 +169,13 @@ class FinalLayer(nn.Module):
     return layers.Dense(self.features, self.dtype, zeros, name='linear')(x)
 
 
-def modulation(c, parts, dtype):
+def modulation(c, parts, dtype, platform='cpu'):
   """Maps c [b d] by SiLU and a linear layer to `parts` vectors [b d]."""
   linear = layers.Dense(
       parts * c.shape[-1],
       dtype,
       nn.initializers.zeros,
+      platform=platform,
       name='adaLN_modulation_1',
   )
   return jnp.split(linear(nn.silu(c)), parts, axis=-1)
