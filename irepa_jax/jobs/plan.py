@@ -66,7 +66,7 @@ def plan(config, slice_name='', slices=1, price=0.0):
     report |= figures
     report['estimate'] = estimate(text, config, flops, mesh, price)
   chip = chips.find(devices[0])
-  return report | verdict(report, chip and chip.memory)
+  return report | verdict(report, chip and chip.memory or None)
 
 
 def verdict(report, available):
@@ -225,6 +225,7 @@ def compiled(built, config, mesh, shapes):
       'compile_s': round(time.time() - start),
       'arguments_gib': round(memory.argument_size_in_bytes / GIB, 2),
       'temporaries_gib': round(memory.temp_size_in_bytes / GIB, 2),
+      'bytes_per_device': needed,
       'collectives': collectives.counted(text),
       'between_slices': collectives.crossing(text, groups),
   }

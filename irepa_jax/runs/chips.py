@@ -13,7 +13,7 @@ class Chip(NamedTuple):
 
   kind: beginning of jax.Device.device_kind.
   peak: FLOP/s.
-  memory: that a program can use, GiB.
+  memory: that a program can use, GiB; 0 where it is not known here.
   clock: Hz; 0 where the compiler counts no cycles.
   """
 
@@ -39,10 +39,10 @@ CHIPS = (
     Chip('NVIDIA H100 PCIe', 756e12, 80),
     Chip('NVIDIA H100', 989.4e12, 80),
     Chip('NVIDIA H200', 989.4e12, 131.3),
-    Chip('NVIDIA B200', 2250e12, 180),
-    Chip('NVIDIA GB200', 2500e12, 186),
-    Chip('NVIDIA B300', 2250e12, 268),
-    Chip('NVIDIA GB300', 2500e12, 279),
+    Chip('NVIDIA B200', 2250e12, 167.6),
+    Chip('NVIDIA GB200', 2500e12, 173.2),
+    Chip('NVIDIA B300', 2250e12, 0),
+    Chip('NVIDIA GB300', 2500e12, 0),
 )
 
 
