@@ -48,7 +48,7 @@ def measure():
   shapes = setup.abstract(built, experiment, mesh)
   figures, text = plan.compiled(built, experiment, mesh, shapes)
   return {
-      'libtpu': libtpu.__version__,
+      'compiled_with': f'jax {jax.__version__}, libtpu {libtpu.__version__}',
       # Every chip a group of its own: all that leaves a chip.
       'collectives': collectives.crossing(text, range(len(devices))),
       'cycles': sum(item.cycles for item in schedule.items(text)),

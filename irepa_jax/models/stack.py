@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from irepa_jax.models import forms
 
 
-
 class Plan(NamedTuple):
   """How a stack runs; every plan gives the same numbers."""
 

@@ -32,10 +32,11 @@ def compiled():
 @pytest.fixture(scope='module')
 def budget(compiled):
   found = json.loads((TESTS / 'golden' / 'budget.json').read_text())
-  if found['libtpu'] != compiled[0]['libtpu']:
+  here = compiled[0]['compiled_with']
+  if found['compiled_with'] != here:
     pytest.skip(
-        f'written for libtpu {found["libtpu"]}, here is'
-        f' {compiled[0]["libtpu"]}: python tests/budget.py'
+        f'written with {found["compiled_with"]}, here is {here}: python'
+        ' tests/budget.py'
     )
   return found
 
