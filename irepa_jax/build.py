@@ -132,7 +132,7 @@ def _check_attention(config, mesh):
   if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
     raise errors.UsageError(
         f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
-        " be 'xla', except on NVIDIA GPUs in bfloat16"
+        " be 'auto' or 'xla', except on NVIDIA GPUs in bfloat16"
     )
 
 

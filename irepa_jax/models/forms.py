@@ -75,7 +75,7 @@ CPU = Forms(
     split=split_output,
     attention=fused.attention,
     modulated_norm=fused.modulated_norm,
-    saved=('qkv', 'attention', 'hidden'),
+    saved=('qkv', 'attention', 'sums', 'hidden'),
 )
 FORMS = {
     'cpu': CPU,
@@ -85,7 +85,7 @@ FORMS = {
         split=split_weights,
         attention=fused_tpu.attention,
         modulated_norm=fused_tpu.modulated_norm,
-        saved=('average', 'sums', 'hidden', 'branch'),
+        saved=('attention', 'sums', 'hidden', 'branch'),
     ),
 }
 FORMS['cuda'] = FORMS['gpu']  # the name of a GPU that is not there

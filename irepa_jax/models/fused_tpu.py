@@ -124,7 +124,7 @@ attention = fused.differentiable(
         ),
     ),
     _attention_backward,
-    names=('average', 'sums'),
+    names=(None, 'sums'),
 )
 
 
