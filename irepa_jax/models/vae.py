@@ -29,6 +29,7 @@ class VAE(nn.Module):
   channels: int = 4
   attention_levels: tuple[int, ...] = ()
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # the gradient computes blocks again, stores their inputs
 
   TORCH_NAMES = ((r'\.mid\.(block|attn)\.', r'.mid.\1_'),)
 
@@ -39,6 +40,7 @@ class VAE(nn.Module):
         'blocks': self.blocks,
         'attention_levels': self.attention_levels,
         'dtype': self.dtype,
+        'remat': self.remat,
     }
     self.encoder = Encoder(2 * self.channels, **shape)
     self.decoder = Decoder(3, **shape)
@@ -74,8 +76,20 @@ class VAE(nn.Module):
 
 def posterior(mean_logvar):
   """Returns the mean and standard deviation, logvar clamped to [-30, 20]."""
+  mean, logvar = _clamped(mean_logvar)
+  return mean, jnp.exp(0.5 * logvar)
+
+
+def kl(mean_logvar):
+  """Returns the divergence of the posterior from a standard normal, [b]."""
+  mean, logvar = _clamped(mean_logvar)
+  terms = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
+  return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
+
+
+def _clamped(mean_logvar):
   mean, logvar = jnp.split(mean_logvar, 2, axis=-1)
-  return mean, jnp.exp(0.5 * jnp.clip(logvar, LOGVAR_MIN, LOGVAR_MAX))
+  return mean, jnp.clip(logvar, LOGVAR_MIN, LOGVAR_MAX)
 
 
 class Encoder(nn.Module):
@@ -87,6 +101,7 @@ class Encoder(nn.Module):
   blocks: int
   attention_levels: tuple[int, ...]
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
@@ -99,9 +114,10 @@ class Encoder(nn.Module):
           i in self.attention_levels,
           'downsample' if i < last else None,
           self.dtype,
+          self.remat,
           name=f'down_{i}',
       )(x)
-    x = Middle(self.dtype, name='mid')(x)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
     x = nn.silu(normalize(x, self.dtype, 'norm_out'))
     return conv(self.features, self.dtype, 'conv_out')(x)
 
@@ -115,11 +131,12 @@ class Decoder(nn.Module):
   blocks: int
   attention_levels: tuple[int, ...]
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, z):
     x = conv(self.width * self.multipliers[-1], self.dtype, 'conv_in')(z)
-    x = Middle(self.dtype, name='mid')(x)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
     for i, multiplier in reversed(list(enumerate(self.multipliers))):
       x = Level(
           self.width * multiplier,
@@ -127,6 +144,7 @@ class Decoder(nn.Module):
           i in self.attention_levels,
           'upsample' if i > 0 else None,
           self.dtype,
+          self.remat,
           name=f'up_{i}',
       )(x)
     x = nn.silu(normalize(x, self.dtype, 'norm_out'))
@@ -141,13 +159,15 @@ class Level(nn.Module):
   attention: bool
   step: str | None
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
+    resblock, attention = parts(self.remat)
     for i in range(self.blocks):
-      x = ResBlock(self.width, self.dtype, name=f'block_{i}')(x)
+      x = resblock(self.width, self.dtype, name=f'block_{i}')(x)
       if self.attention:
-        x = Attention(self.dtype, name=f'attn_{i}')(x)
+        x = attention(self.dtype, name=f'attn_{i}')(x)
     if self.step:
       x = STEPS[self.step](self.width, self.dtype, name=self.step)(x)
     return x
@@ -184,13 +204,20 @@ class Middle(nn.Module):
   """Residual block, attention, residual block, all at the width of x."""
 
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
+    resblock, attention = parts(self.remat)
     width = x.shape[-1]
-    x = ResBlock(width, self.dtype, name='block_1')(x)
-    x = Attention(self.dtype, name='attn_1')(x)
-    return ResBlock(width, self.dtype, name='block_2')(x)
+    x = resblock(width, self.dtype, name='block_1')(x)
+    x = attention(self.dtype, name='attn_1')(x)
+    return resblock(width, self.dtype, name='block_2')(x)
+
+
+def parts(remat):
+  """Returns the modules of a level, which recompute themselves or not."""
+  return tuple(map(nn.remat, BLOCKS)) if remat else BLOCKS
 
 
 class ResBlock(nn.Module):
@@ -225,6 +252,9 @@ class Attention(nn.Module):
     weights = jax.nn.softmax(scores).astype(self.dtype)
     y = jnp.einsum('bnm,bmd->bnd', weights, v).reshape(b, h, w, c)
     return x + project('proj_out')(y)
+
+
+BLOCKS = (ResBlock, Attention)
 
 
 def normalize(x, dtype, name):
