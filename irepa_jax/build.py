@@ -79,6 +79,7 @@ def model(config, autoencoder, mesh=None):
       num_classes=config.num_classes,
       qk_norm=config.qk_norm,
       align_depth=config.align_depth,
+      train_positions=config.train_positions,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
       scan_layers=config.scan_layers,
@@ -143,10 +144,10 @@ def objective(config):
   )
 
 
-def optimizer(config):
-  """Returns the optax transformation."""
+def optimizer(config, lr=None):
+  """Returns the optax transformation; lr: None is that of the config."""
   return states.make_optimizer(
-      lr=config.lr,
+      lr=config.lr if lr is None else lr,
       betas=config.betas,
       eps=config.adam_eps,
       weight_decay=config.weight_decay,
@@ -164,12 +165,12 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
       latents=functools.partial(
           _latents, bias=np.float32(bias), scale=np.float32(scale)
       ),
-      targets=functools.partial(_targets, built, config),
+      targets=functools.partial(targets, built, config),
       draw=built.objective.draw,
       diffusion=lambda params, x, draw: built.objective.loss(
           network(built, params), x, draw
       ),
-      align=functools.partial(_align, built, check.coefficients(config)),
+      align=functools.partial(align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
   )
@@ -188,7 +189,7 @@ def _latents(batch, frozen, key, *, bias, scale):
   return latents.normalise(z, bias, scale)
 
 
-def _targets(built, config, batch, frozen):
+def targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
     tokens = batch['features']
@@ -207,7 +208,8 @@ def _targets(built, config, batch, frozen):
   return tuple(resized)
 
 
-def _align(built, coefficients, params, tokens, targets):
+def align(built, coefficients, params, tokens, targets):
+  """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
   projected = built.projector.apply({'params': params['projector']}, tokens)
