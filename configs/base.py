@@ -87,14 +87,14 @@ FIELDS = {
 
     # End to end (REPA-E, arXiv 2504.10483): the autoencoder learns as well,
     # from images. Steps count from 0.
-    'end_to_end': fixed(False),
-    'vae_lr': fixed(1e-4),
+    'end_to_end': fixed(False, 'the VAE learns with the model'),
+    'vae_lr': fixed(1e-4, 'of the VAE'),
     'vae_align_coefficient': fixed(1.5, 'of alignment in the loss of the VAE'),
-    'kl_weight': fixed(1e-6),
+    'kl_weight': fixed(1e-6, 'of the posterior, summed over a latent'),
     'perceptual_weight': fixed(1.0, 'of LPIPS; 0: none, and no file of it'),
     'lpips_range': fixed('released', 'images doubled, minus 1; or unit'),
     'adversarial_weight': fixed(0.1, '0: no discriminator'),
-    'discriminator_lr': fixed(1e-4),
+    'discriminator_lr': fixed(1e-4, 'of the discriminator'),
     'discriminator_start': fixed(0, 'the first step with its loss'),
     'discriminator_groups': fixed(
         1, 'of rows with batch statistics of their own; released: 8, the GPUs'

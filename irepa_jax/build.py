@@ -219,7 +219,8 @@ def align(built, coefficients, params, tokens, targets):
 def make_sample(built: Experiment, config, bias, scale):
   """Returns sample(params, noise, y, keys) -> images [b H W 3] in [-1, 1].
 
-  params: {'model', 'decoder'}, of `sampling_weights`.
+  params: {'model', 'decoder'}, of `sampling_weights`; 'latents', (bias, scale),
+    takes the place of those given here.
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
@@ -233,7 +234,7 @@ def make_sample(built: Experiment, config, bias, scale):
         null_label=built.model.num_classes,
     )
     x = sampler(velocity, noise, steps=config.sample_steps, path=path, key=keys)
-    z = latents.denormalise(x, bias, scale)
+    z = latents.denormalise(x, *params.get('latents', (bias, scale)))
     return built.autoencoder.decode(params['decoder'], z)
 
   return sample

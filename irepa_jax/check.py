@@ -17,6 +17,7 @@ CHOICES = {
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
     'labels': ('random', 'balanced'),
+    'lpips_range': ('released', 'unit'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
     'projector': ('mlp', 'linear', 'conv'),
@@ -29,23 +30,30 @@ CHOICES = {
 AT_LEAST = {
     'accumulate': 1,
     'adam_eps': 0,
+    'adversarial_weight': 0,
     'align_depth': 1,
     'batch_size': 1,
     'checkpoint_every': 1,
     'clip': 0,
     'data_threads': 0,
+    'diffusion_start': 0,
+    'discriminator_groups': 1,
+    'discriminator_start': 0,
     'eval_count': 1,
     'eval_every': 0,
     'eval_final_count': 0,
+    'freeze_vae_from': 0,
     'gamma': 0,
     'image_size': 1,
     'keep': 1,
     'keep_every': 0,
+    'kl_weight': 0,
     'log_every': 1,
     'max_failed_saves': 1,
     'max_skipped': 1,
     'mesh_model': 1,
     'num_classes': 1,
+    'perceptual_weight': 0,
     'prefetch': 1,
     'profile_steps': 0,
     'projector_hidden': 1,
@@ -53,6 +61,7 @@ AT_LEAST = {
     'sample_every': 0,
     'sample_steps': 1,
     'steps': 1,
+    'vae_align_coefficient': 0,
     'warmup_steps': 0,
     'watchdog_s': 0,
     'weight_decay': 0,
@@ -82,6 +91,8 @@ def config(config):
   _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
   _optimiser(config)
   _alignment(config)
+  if config.end_to_end:
+    _end_to_end(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
   _numbers(config)
 
@@ -192,6 +203,38 @@ def _alignment(config):
       'encoder_weights',
       repr(given),
       f'empty, or a path or hub id (or nothing) for each of the {count} encoders',
+  )
+
+
+def _end_to_end(config):
+  """Checks what only a trainer of the autoencoder as well is asked."""
+  _require(
+      config.accumulate == 1,
+      'accumulate',
+      config.accumulate,
+      '1 with end_to_end: batch statistics are those of the whole batch',
+  )
+  groups = config.discriminator_groups
+  _require(
+      config.batch_size > groups and config.batch_size % groups == 0,
+      'batch_size',
+      config.batch_size,
+      f'2 or more times discriminator_groups={groups}, as every group has batch'
+      ' statistics of its own',
+  )
+  for field in ('vae_lr', 'discriminator_lr'):
+    _require(config[field] > 0, field, config[field], 'above 0')
+  _require(
+      0 < config.bn_momentum <= 1,
+      'bn_momentum',
+      config.bn_momentum,
+      'above 0 and at most 1',
+  )
+  _require(
+      config.lpips_weights.count(',') == bool(config.lpips_weights),
+      'lpips_weights',
+      repr(config.lpips_weights),
+      'empty, or two paths or hub ids: VGG-16 and the heads, comma separated',
   )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from configs import base
 from irepa_jax import alignment
 from irepa_jax import build
-from irepa_jax import build_end_to_end
 from irepa_jax.diffusion import objectives
+from irepa_jax.jobs import end_to_end as jobs
 from irepa_jax.models import autoencoders
 from irepa_jax.models import discriminator as discriminators
 from irepa_jax.models import lpips
@@ -80,7 +80,7 @@ def networks(case):
   config, built = experiment(case)
   width = golden(case)['meta']['ndf']
   judge = discriminators.Discriminator(width=width)
-  made = build_end_to_end.networks(built, config)
+  made = jobs.networks(built, config)
   return made._replace(discriminator=judge)
 
 
@@ -90,7 +90,7 @@ def golden_parts(case):
   config, built = experiment(case)
   gamma = golden(case)['meta']['gamma']
   normed = functools.partial(alignment.spatial_norm, gamma=gamma)
-  parts = build_end_to_end.parts(built, config, networks(case))
+  parts = jobs.parts(built, config, networks(case))
   return parts._replace(
       targets=lambda batch, frozen: (
           normed(batch['features']) if gamma else batch['features'],

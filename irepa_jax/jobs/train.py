@@ -58,8 +58,9 @@ def run(config, workdir, *, check_only=False) -> int:
   """
   with contextlib.ExitStack() as stack:
     job = open_job(config, workdir, stack, check_only=check_only)
-    frozen = setup.load_encoders(job.built, config, job.mesh)
-    report = reports.Reports(job.built, config, job.mesh, job.data.manifest)
+    frozen = setup.load_frozen(job.built, config, job.mesh)
+    start = setup.read_start(job.built, config, job.data.manifest)
+    report = reports.Reports(job.built, config, job.mesh, job.data)
     if check_only:
       print('ok: configuration, mesh, run directory, data set, weights')
       return 0
@@ -67,7 +68,7 @@ def run(config, workdir, *, check_only=False) -> int:
     stack.callback(stop.close)
     checkpoints = open_checkpoints(config, workdir)
     stack.callback(checkpoints.close)
-    state, k_train = restore_or_create(job, checkpoints)
+    state, k_train = restore_or_create(job, checkpoints, start)
     first = int(state.step)
     if first >= config.steps:
       print(f'run already complete ({first}/{config.steps})')
@@ -177,7 +178,7 @@ def open_data(config, built, folder):
         'digits',
         folder,
         image_size=config.image_size,
-        autoencoder=config.autoencoder,
+        autoencoder='none' if config.end_to_end else config.autoencoder,
         image_format='png',
     )
   data = pipeline.load(
@@ -187,16 +188,23 @@ def open_data(config, built, folder):
       data.manifest,
       image_size=config.image_size,
       num_classes=config.num_classes,
-      autoencoder=config.autoencoder,
-      latent_shape=(built.model.size, built.model.size, built.model.channels),
-      bias=data.manifest.bias,
-      scale=data.manifest.scale,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
-      images_needed=bool(built.encoders) and config.features == 'online',
+      images_needed='image' in setup.batch_shapes(built, config),
       flips=config.flips,
+      **({} if config.end_to_end else _latents(config, built, data.manifest)),
   )
   return data
+
+
+def _latents(config, built, manifest):
+  """Returns what the latents of a data set have to be."""
+  return {
+      'autoencoder': config.autoencoder,
+      'latent_shape': (*(built.model.size,) * 2, built.model.channels),
+      'bias': manifest.bias,
+      'scale': manifest.scale,
+  }
 
 
 def open_checkpoints(config, workdir):
@@ -209,15 +217,17 @@ def open_checkpoints(config, workdir):
   )
 
 
-def restore_or_create(job, checkpoints):
-  """Returns (state, key of the steps): the newest whole checkpoint, or new."""
+def restore_or_create(job, checkpoints, start):
+  """Returns (state, key of the steps): the newest whole checkpoint, or new.
+
+  start: what a new state takes from files, of setup.read_start.
+  """
   k_init, k_train = setup.keys(job.config)
-  found = checkpoints.restore(job.shapes.state)
+  shapes = job.shapes.state
+  found = checkpoints.restore(shapes)
   if found is None:
-    return (
-        setup.new_state(job.built, job.config, job.shapes.state, k_init),
-        k_train,
-    )
+    state = setup.new_state(job.built, job.config, shapes, k_init)
+    return setup.started(state, start, shapes), k_train
   state, saved = found
   # An imported checkpoint does not know its data set.
   if saved['data'] not in ('', fingerprint(job.data.manifest)):
@@ -230,12 +240,12 @@ def restore_or_create(job, checkpoints):
 
 def meta(job):
   """Returns what a checkpoint remembers: enough to sample without the data."""
-  manifest = job.data.manifest
+  manifest, learned = job.data.manifest, job.config.end_to_end
   return {
       'seed': job.config.seed,
       'data': fingerprint(manifest),
-      'autoencoder': manifest.autoencoder,
-      'autoencoder_sha256': manifest.autoencoder_sha256,
+      'autoencoder': job.config.autoencoder,
+      'autoencoder_sha256': '' if learned else manifest.autoencoder_sha256,
       'bias': list(manifest.bias),
       'scale': list(manifest.scale),
       'class_names': list(manifest.class_names),
@@ -264,7 +274,9 @@ def device_batches(job, first):
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )
-  put = functools.partial(pipeline.to_device, sharding=split)
+  put = lambda batch: pipeline.to_device(
+      {name: batch[name] for name in job.shapes.batch}, split
+  )
   return pipeline.prefetch(map(put, batches), config.prefetch)
 
 

@@ -25,7 +25,7 @@ class Autoencoder:
 
   name: str
   module: nn.Module
-  source: str | None = None  # hub id; None: has no weights
+  source: str | None = None  # hub id; '': not published; None: no weights
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
@@ -54,6 +54,10 @@ class Autoencoder:
     """Returns the local weight file of a path or hub id; default: its own."""
     if self.source is None:
       raise errors.UsageError(f'{self.name} has no weights; got {source!r}')
+    if not (source or self.source):
+      raise errors.UsageError(
+          f'no weights of {self.name} are published: give a path or hub id'
+      )
     return files.fetch(source or self.source, self.filename)
 
   def load(self, source=None):
@@ -114,6 +118,10 @@ AUTOENCODERS = {
     ),
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
+    ),
+    # For the digits of the quickstart: 16 pixels to 8x8x4.
+    'vae-digits': Autoencoder(
+        'vae-digits', vae.VAE(width=32, multipliers=(1, 1), blocks=1), ''
     ),
     'haar': Autoencoder('haar', haar.Haar()),
 }

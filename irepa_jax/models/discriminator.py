@@ -10,14 +10,24 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from irepa_jax.models import batch_norm
+from irepa_jax.weights import convert
 
 KERNEL, SLOPE = (4, 4), 0.2  # of convolutions; of LeakyReLU
 STD = 0.02  # of the normal distributions that weights start from
 # Convolutions by their place in the official sequence: stride; each but the
 # first and the last is followed by a normalisation.
 NORMED = {'main_3': 2, 'main_6': 2, 'main_9': 1}
+# Statistics by their official names.
+BUFFERS = {
+    'mean': 'running_mean',
+    'var': 'running_var',
+    'count': 'num_batches_tracked',
+}
+WRAPPERS = ('state_dict', 'discriminator')  # of an official file
+PREFIX = 'discriminator.'
 
 
 class Discriminator(nn.Module):
@@ -92,6 +102,44 @@ def hinge(real, fake) -> jax.Array:
 def leaky(x):
   """LeakyReLU of the official slope."""
   return jax.nn.leaky_relu(x, SLOPE)
+
+
+def from_torch(module, state_dict):
+  """Converts an official state dict: {'discriminator', 'disc_bn'}, strictly.
+
+  Accepts it below 'state_dict' or 'discriminator', and with that prefix, as
+  the module of all losses has it.
+  """
+  for wrapper in WRAPPERS:
+    state_dict = state_dict.get(wrapper, state_dict)
+  named = {k.removeprefix(PREFIX): v for k, v in state_dict.items()}
+  own = {k: v for k, v in named.items() if k.startswith('main.')}
+  buffers = tuple(rf'.*\.{name}$' for name in BUFFERS.values())
+  params = convert.from_torch(module, own, drop=buffers)
+  return {'discriminator': params, 'disc_bn': read_statistics(own)}
+
+
+def read_statistics(state_dict):
+  """Returns the running statistics of an official state dict."""
+  kinds = {'mean': np.float32, 'var': np.float32, 'count': np.int32}
+  return {
+      name: {
+          kind: kinds[kind](state_dict[f'{name.replace("_", ".")}.{official}'])
+          for kind, official in BUFFERS.items()
+      }
+      for name in NORMED
+  }
+
+
+def to_torch(module, params, statistics):
+  """Converts weights and statistics into one official state dict."""
+  entries = convert.to_torch(module, params)
+  for name, running in statistics.items():
+    for kind, official in BUFFERS.items():
+      value = np.asarray(running[kind])
+      value = value.astype(np.int64) if kind == 'count' else value
+      entries[f'{name.replace("_", ".")}.{official}'] = value
+  return entries
 
 
 def _torch_bias(channels):

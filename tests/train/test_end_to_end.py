@@ -61,13 +61,17 @@ def first_gradients(case):
   }
   grads = {}
   for group, norm in norms.items():
-    (moments,) = jax.tree.leaves(
-        states[0].opt_state[group],
-        is_leaf=lambda s: hasattr(s, 'mu'),
-    )[:1]
     clip = min(1.0, 1 / (float(norm) + 1e-6))
-    grads |= jax.tree.map(lambda m: m / np.float32(0.1 * clip), moments.mu)
+    share = np.float32(0.1 * clip)  # 1 - beta1, after clipping
+    held = jax.tree.leaves(
+        states[0].opt_state[group], is_leaf=lambda s: hasattr(s, 'mu')
+    )
+    grads |= {k: divided(v, share) for k, v in held[0].mu.items()}
   return exported(case, grads)
+
+
+def divided(tree, number):
+  return jax.tree.map(lambda x: x / number, tree)
 
 
 @pytest.mark.parametrize('case', repa_e.CASES)
