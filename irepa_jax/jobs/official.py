@@ -3,6 +3,7 @@
 An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
 AdamW, moments by the position of a parameter), `args` and `steps`. A plain
 state dict, as the SiT release has it, is taken for both model and average.
+Those of REPA-E, which hold more: official_end_to_end.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import official_end_to_end
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
@@ -46,7 +48,8 @@ def import_(file, config, workdir, *, latent_statistics=''):
     built = built._replace(
         model=built.model.clone(out_channels=2 * built.model.channels)
     )
-  state, missing = to_state(built, config, content)
+  layout = official_end_to_end.to_state if config.end_to_end else to_state
+  state, missing = layout(built, config, content)
   shapes = setup.abstract(built, config, mesh).state
   meta = _meta(config, built, latent_statistics)
   with contextlib.ExitStack() as stack:
@@ -73,21 +76,35 @@ def export(workdir, out, *, ema=0, step=None):
   ema: which average, from 0; step: of the checkpoint, None is the newest.
   """
   run = saved_run.open_(workdir)
-  mesh = sharding.make_mesh(allow_subset=True)
-  average, meta = saved_run.load(run, mesh, ema=ema, step=step)
-  params, _ = saved_run.load_params(run, mesh, step=meta['step'])
-  content = from_state(
-      run.built,
-      params,
-      average,
-      steps=meta['step'],
-      args=json.loads(run.config.to_json()),
-  )
+  saved_run.check_ema(run, ema)
+  read = _end_to_end if run.config.end_to_end else _plain
+  content = read(run, ema, step, json.loads(run.config.to_json()))
   if str(out).endswith('.safetensors'):
     files.write_safetensors(out, content['ema'])
   else:
     files.write_torch(out, content)
-  print(f'{out}: step {meta["step"]}, {len(content["ema"])} arrays')
+  print(f'{out}: step {content["steps"]}, {len(content["ema"])} arrays')
+
+
+def _plain(run, ema, step, args):
+  mesh = sharding.make_mesh(allow_subset=True)
+  average, meta = saved_run.load(run, mesh, ema=ema, step=step)
+  params, _ = saved_run.load_params(run, mesh, step=meta['step'])
+  return from_state(run.built, params, average, steps=meta['step'], args=args)
+
+
+def _end_to_end(run, ema, step, args):
+  """Reads the whole state: such a file holds the optimisers as well."""
+  mesh = sharding.make_mesh(allow_subset=True)
+  shapes = setup.abstract(run.built, run.config, mesh).state
+  saved = train.open_checkpoints(run.config, run.workdir)
+  with contextlib.closing(saved):
+    found = saved.restore(shapes, step)
+  if found is None:
+    raise errors.CheckpointError(f'no checkpoint under {run.checkpoints}')
+  return official_end_to_end.from_state(
+      run.built, run.config, found[0], ema=ema, args=args
+  )
 
 
 def sections(content):
@@ -178,7 +195,9 @@ def from_state(built, params, average, *, steps, args):
 def _meta(config, built, statistics):
   """Returns the meta of an imported checkpoint: its data set is not known."""
   bias, scale = built.autoencoder.bias, built.autoencoder.scale
-  if statistics:
+  if config.end_to_end:  # they are in the state
+    bias, scale = (), ()
+  elif statistics:
     bias, scale = autoencoders.read_statistics(statistics)
   if scale is None:
     raise errors.UsageError(
