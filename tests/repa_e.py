@@ -162,17 +162,50 @@ def frozen(case):
   meta = golden(case)['meta']
   entries = lpips_weights.entries(golden(case), meta['vgg_seed'])
   params = convert.from_torch(lpips.LPIPS(), entries)
-  return {'lpips': jax.tree.map(jnp.asarray, params)}
+  return (jax.tree.map(jnp.asarray, params),)
+
+
+VAE_TERMS = ('l1', 'lpips', 'kl', 'adversarial', 'alignment')
+TERMS = (*VAE_TERMS, 'hinge', 'denoising', 'align')
+
+
+@functools.cache
+def scaled_step(case):
+  """Returns a step in which every loss is multiplied by an argument."""
+  parts = golden_parts(case)
+
+  def diffusion(scales, params, x, draw):
+    losses, tokens = parts.diffusion(params, x, draw)
+    return scales['denoising'] * losses, tokens
+
+  @jax.jit
+  def step(state, batch, frozen, scales):
+    own = parts._replace(
+        weights={name: scales[name] for name in VAE_TERMS},
+        hinge=lambda *logits: scales['hinge'] * parts.hinge(*logits),
+        diffusion=functools.partial(diffusion, scales),
+        align=lambda *found: scales['align'] * parts.align(*found),
+    )
+    run = end_to_end.make_step(own)
+    return run(state, batch, frozen, jax.random.key(0))
+
+  return step
+
+
+def run(case, i, state, scales):
+  """Returns (state, metrics) after step i; what is not named counts nothing."""
+  given = {name: jnp.float32(scales.get(name, 0)) for name in TERMS}
+  batch, _ = golden_batch(case, i)
+  return scaled_step(case)(state, batch, frozen(case), given)
 
 
 @functools.cache
 def two_steps(case):
   """Returns (states after each step, metrics of each)."""
-  step = jax.jit(end_to_end.make_step(golden_parts(case)))
+  scales = dict.fromkeys(TERMS, 1.0) | golden_parts(case).weights
   state, states, logged = golden_state(case), [], []
   for i in range(2):
-    batch, _ = golden_batch(case, i)
-    state, metrics = step(state, batch, frozen(case), jax.random.key(0))
+    state, metrics = run(case, i, state, scales)
     states.append(state)
     logged.append(metrics)
   return states, logged

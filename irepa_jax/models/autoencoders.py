@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from irepa_jax import errors
 from irepa_jax.models import haar
 from irepa_jax.models import vae
+from irepa_jax.models import vae_layouts
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
@@ -47,8 +48,8 @@ class Autoencoder:
   def from_torch(self, state_dict):
     """Converts the official or the diffusers layout, strictly."""
     levels = len(self.module.multipliers)
-    entries = vae.official_names(state_dict, levels)
-    return convert.from_torch(self.module, entries, drop=vae.FOREIGN)
+    entries = vae_layouts.official_names(state_dict, levels)
+    return convert.from_torch(self.module, entries, drop=vae_layouts.FOREIGN)
 
   def fetch(self, source=None):
     """Returns the local weight file of a path or hub id; default: its own."""

@@ -7,13 +7,9 @@ the middle (f16d32: also in its deepest level). Rombach et al. 2022, arXiv
 with temb_channels 0. Images are in [-1, 1].
 """
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from irepa_jax import errors
 
 GROUPS = 32
 EPSILON = 1e-6  # of every GroupNorm
@@ -269,56 +265,3 @@ def conv(width, dtype, name, kernel=3, strides=1, padding='SAME'):
   """Returns a square convolution; `SAME` pads as torch does at stride 1."""
   size = (kernel, kernel)
   return nn.Conv(width, size, strides, padding, dtype=dtype, name=name)
-
-
-# What a file may hold beside the autoencoder: losses and optimiser averages.
-FOREIGN = (r'^loss\.', r'^model_ema\.')
-WRAPPERS = ('state_dict', 'vae')
-
-
-def official_names(state_dict, levels):
-  """Returns the entries under the official (CompVis) names and shapes.
-
-  Accepts the official layout, alone or below 'state_dict' or (REPA-E runs)
-  'vae', and the diffusers AutoencoderKL layout with either kind of attention.
-  """
-  for wrapper in WRAPPERS:
-    state_dict = state_dict.get(wrapper, state_dict)
-  if not any('_blocks.' in key for key in state_dict):
-    return dict(state_dict)
-  renamed = {}
-  for key, value in state_dict.items():
-    name = key
-    for pattern, replacement in diffusers_names(levels):
-      name = re.sub(pattern, replacement, name)
-    if name in renamed:
-      raise errors.DataError(f'two tensors for {name!r}, one of them {key!r}')
-    linear = re.search(r'\.attn.*\.(q|k|v|proj_out)\.weight$', name)
-    if linear and value.ndim == 2:
-      value = value[:, :, None, None]  # a linear layer is a 1x1 convolution
-    renamed[name] = value
-  return renamed
-
-
-def diffusers_names(levels):
-  """Returns the renames from diffusers, which counts up levels from below."""
-  return (
-      (r'\.down_blocks\.', '.down.'),
-      *(
-          (rf'\.up_blocks\.{i}\.', f'.up.{levels - 1 - i}.')
-          for i in range(levels)
-      ),
-      (r'\.(down|up)samplers\.0\.', r'.\1sample.'),
-      (r'\.mid_block\.resnets\.0\.', '.mid.block_1.'),
-      (r'\.mid_block\.resnets\.1\.', '.mid.block_2.'),
-      (r'\.mid_block\.attentions\.0\.', '.mid.attn_1.'),
-      (r'\.resnets\.', '.block.'),
-      (r'\.attentions\.', '.attn.'),
-      (r'\.conv_shortcut\.', '.nin_shortcut.'),
-      (r'\.conv_norm_out\.', '.norm_out.'),
-      (r'\.group_norm\.', '.norm.'),
-      (r'\.(to_q|query)\.', '.q.'),
-      (r'\.(to_k|key)\.', '.k.'),
-      (r'\.(to_v|value)\.', '.v.'),
-      (r'\.(to_out\.0|proj_attn)\.', '.proj_out.'),
-  )

@@ -15,6 +15,8 @@ from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
 from irepa_jax.weights import files as weight_files
 
+pytestmark = pytest.mark.usefixtures('fast_compile')
+
 
 def experiment(**changes):
   """A tiny run whose images are large enough for the discriminator."""
@@ -30,12 +32,16 @@ def experiment(**changes):
 def content():
   """An official checkpoint with random weights, statistics and moments."""
   config, built = experiment()
-  state = setup.init_state(built, config, jax.random.key(3))
+  shapes = jax.eval_shape(
+      lambda: setup.init_state(built, config, jax.random.key(0))
+  )
   draw = np.random.default_rng(0)
   random = lambda x: (
-      draw.random(x.shape, np.float32) if x.dtype == np.float32 else x + 7
+      draw.random(x.shape, np.float32)
+      if x.dtype == np.float32
+      else np.full(x.shape, 7, x.dtype)
   )
-  state = jax.tree.map(random, jax.tree.map(np.asarray, state))
+  state = jax.tree.map(random, shapes)
   return official_end_to_end.from_state(
       built, config, state, ema=0, args={'model': config.model}
   )

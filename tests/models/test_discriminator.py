@@ -4,9 +4,12 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from irepa_jax.models import discriminator
 from irepa_jax.weights import convert
+
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 GOLDEN = golden_files.load('repae_vae_loss')
 BUFFERS = (r'.*\.running_(mean|var)$', r'.*\.num_batches_tracked$')

@@ -12,6 +12,8 @@ from irepa_jax.models import lpips
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
+pytestmark = pytest.mark.usefixtures('fast_compile')
+
 GOLDEN = golden_files.load('repae_lpips')
 MODULE = lpips.LPIPS(doubled=True)
 

@@ -8,6 +8,8 @@ import repa_e
 
 from irepa_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('fast_compile')
+
 VAE_LOSSES = {
     'vae/l1': 'reconstruction_loss',
     'vae/lpips': 'perceptual_loss',

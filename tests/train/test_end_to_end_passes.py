@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import repa_e
 
 from irepa_jax import alignment
@@ -22,6 +23,8 @@ from irepa_jax.models import sit
 from irepa_jax.models import vae
 from irepa_jax.train import end_to_end
 from irepa_jax.weights import convert
+
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 SIT = golden_files.load('repae_sit')
 LOSS = golden_files.load('repae_vae_loss')
