@@ -143,31 +143,24 @@ def init_state(built: build.Experiment, config, params, key):
 
 
 def train_flops(built: build.Experiment, config):
-  """Returns the FLOPs of what a step adds to that of the model, per image.
+  """Returns the FLOPs of a step beside those of the model's own, per image.
 
   Backward is twice forward, or once where only the input has a gradient.
   """
-  made = networks(built, config)
-  side = (1, config.image_size, config.image_size, 3)
-  image = jax.ShapeDtypeStruct(side, jnp.float32)
-  vae = jax.eval_shape(built.autoencoder.init, jax.random.key(0))
-  total = 3 * flops.counted(lambda p, x: made.vae.apply({'params': p}, x), vae, image)
-  # Pass 1 runs the model up to the tap, and its gradient down to the latents.
-  total += 2 * flops.sit(built.model) * built.model.align_depth / built.model.depth
-  if made.lpips:  # of both images; one has a gradient
-    weights = frozen_shapes(built, config)
-    total += 1.5 * flops.counted(
-        lambda p, x: made.lpips.apply({'params': p}, x, x), weights, image
-    )
-  if made.discriminator:  # on the reconstruction, then on both
-    weights = jax.eval_shape(
-        made.discriminator.init, jax.random.key(0), image, made.discriminator.initial()
-    )
-    total += 8 * flops.counted(
-        lambda p, x: made.discriminator.apply(p, x, made.discriminator.initial()),
-        weights,
-        image,
-    )
+  made, side = networks(built, config), config.image_size
+  image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  forward = lambda module, *inputs: flops.counted(
+      lambda *inputs: module.init_with_output(jax.random.key(0), *inputs)[0],
+      *inputs,
+  )
+  # Pass 1 runs the model up to the tap, and back from there to the latents.
+  share = built.model.align_depth / built.model.depth
+  total = 3 * forward(made.vae, image) + 2 * share * flops.sit(built.model)
+  if made.lpips:  # of two images, one of them with a gradient
+    total += 1.5 * forward(made.lpips, image, image)
+  if made.discriminator:  # pass 1, and both images in pass 2
+    statistics = made.discriminator.initial()
+    total += 8 * forward(made.discriminator, image, statistics)
   return total
 
 

@@ -47,7 +47,7 @@ def plan(config, slice_name='', slices=1):
   shapes = setup.abstract(built, config, mesh)
   report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
   report |= sizes(shapes)
-  flops = build.train_flops(built, config)
+  flops = setup.train_flops(built, config)
   report['train_gflop_per_image'] = round(flops / 1e9, 1)
   if slice_name:
     report |= compiled(built, config, mesh, shapes)

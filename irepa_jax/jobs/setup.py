@@ -149,6 +149,14 @@ def compiled_together(step):
   return call if jax.process_count() > 1 else step
 
 
+def train_flops(built: build.Experiment, config):
+  """Returns the FLOPs of a training step per image."""
+  total = build.train_flops(built, config)
+  if config.end_to_end:
+    total += end_to_end.train_flops(built, config)
+  return total
+
+
 def keys(config):
   """Returns (key of the initialisation, key of the training steps)."""
   return jax.random.split(jax.random.key(config.seed))

@@ -300,7 +300,7 @@ def meter(job):
   return throughput.Meter(
       batch_size=job.config.batch_size,
       total=job.config.steps,
-      flops_per_image=build.train_flops(job.built, job.config),
+      flops_per_image=setup.train_flops(job.built, job.config),
       peak=peak and peak * job.mesh.size,
   )
 
