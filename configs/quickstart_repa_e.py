@@ -5,7 +5,7 @@
 
 First the VAE learns alone, from nothing; then the model joins, and its
 alignment shapes the latents as well: `latents/lds` in metrics.jsonl before and
-after. With --config.freeze_vae_from=600 the latents stay as they are when the
+after. With --config.freeze_vae_from=300 the latents stay as they are when the
 model joins: what to compare with. Nothing is downloaded; without VGG there is
 no LPIPS, and 16 pixels are too few for the discriminator.
 """
@@ -22,7 +22,9 @@ def get_config(preset='irepa'):
   config.adversarial_weight = 0.0
   config.kl_weight = 1e-4
   config.vae_lr = 1e-3
-  config.diffusion_start = 600
-  config.steps = 1_800
-  config.checkpoint_every = 600
+  config.diffusion_start = 300
+  config.steps = 1_000
+  config.checkpoint_every = 300
+  config.sample_every = 300  # as well as the figures of the latents
+  config.eval_every = 350
   return config

@@ -55,14 +55,16 @@ def data_set(folder, **changes):
   return folder
 
 
-def command(workdir, *flags, preset='irepa', **fields):
+def command(
+    workdir, *flags, experiment='quickstart', preset='irepa', **fields
+):
   """Returns the words of the command that trains in `workdir`."""
   overrides = [f'--config.{k}={v}' for k, v in (FIELDS | fields).items()]
   return [
       sys.executable,
       '-m',
       'irepa_jax.main',
-      f'--config=configs/quickstart.py:{preset}',
+      f'--config=configs/{experiment}.py:{preset}',
       f'--workdir={workdir}',
       *overrides,
       *flags,
@@ -139,13 +141,13 @@ def train(workdir, *flags, **settings):
     return run.output()
 
 
-def losses(workdir):
+def losses(workdir, names=COMPUTED):
   """Returns {step: what was computed in it} from metrics.jsonl."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   text = path.read_text() if path.exists() else ''
   lines = [json.loads(s) for s in text.split('\n')[:-1]]
   return {
-      line['step']: {name: line[name] for name in COMPUTED}
+      line['step']: {name: line[name] for name in names}
       for line in lines
       if 'loss' in line
   }
