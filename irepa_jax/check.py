@@ -209,6 +209,12 @@ def _alignment(config):
 def _end_to_end(config):
   """Checks what only a trainer of the autoencoder as well is asked."""
   _require(
+      str(config.model).startswith('SiT-'),
+      'model',
+      repr(config.model),
+      'a SiT with end_to_end: it takes latents',
+  )
+  _require(
       config.accumulate == 1,
       'accumulate',
       config.accumulate,

@@ -153,6 +153,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
     'changes, line',
     [
         (dict(accumulate=2), 'accumulate is 2; it must be 1 with end_to_end'),
+        (dict(model='JiT-B/16'), 'a SiT with end_to_end'),
         (dict(batch_size=1), 'batch_size is 1; it must be 2 or more'),
         (dict(discriminator_groups=3), 'times discriminator_groups=3'),
         (dict(vae_lr=0.0), 'vae_lr is 0.0; it must be above 0'),

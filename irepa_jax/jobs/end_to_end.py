@@ -164,7 +164,7 @@ def train_flops(built: build.Experiment, config):
   return total
 
 
-def frozen_shapes(built: build.Experiment, config):
+def lpips_shapes(built: build.Experiment, config):
   """Returns the weights of LPIPS as shapes; {} where its loss counts nothing."""
   module = networks(built, config).lpips
   if module is None:
@@ -175,15 +175,13 @@ def frozen_shapes(built: build.Experiment, config):
   return jax.eval_shape(init, jax.random.key(0))['params']
 
 
-def load_frozen(built: build.Experiment, config, mesh):
-  """Reads the weights of LPIPS, whole on every device; {} as above."""
+def load_lpips(built: build.Experiment, config):
+  """Reads the weights of LPIPS, on the host; {} as above."""
   module = networks(built, config).lpips
   if module is None:
     return {}
   network, heads = (config.lpips_weights or ',').split(',')
-  params = lpips.load(module, network.strip(), heads.strip())
-  whole = jax.tree.map(lambda _: sharding.replicated(mesh), params)
-  return sharding.put(params, whole)
+  return lpips.load(module, network.strip(), heads.strip())
 
 
 # Where a new run starts ---------------------------------------------------------

@@ -82,7 +82,7 @@ def frozen_shapes(built: build.Experiment, config):
       for encoder in _encoders(built, config)
   )
   if config.end_to_end:
-    found += (end_to_end.frozen_shapes(built, config),)
+    found += (end_to_end.lpips_shapes(built, config),)
   return found
 
 
@@ -203,7 +203,9 @@ def load_frozen(built: build.Experiment, config, mesh):
   """Reads the weights that run in the step and do not learn, sharded."""
   found = load_encoders(built, config, mesh)
   if config.end_to_end:
-    found += (end_to_end.load_frozen(built, config, mesh),)
+    params = end_to_end.load_lpips(built, config)
+    split = sharding.tree_shardings(params, mesh, fsdp=config.fsdp)
+    found += (sharding.put(params, split),)
   return found
 
 
