@@ -4,6 +4,7 @@ Everything below takes plain arguments, so that each part can be called from a
 notebook; this file reads the ConfigDict and puts the parts together.
 """
 
+import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.data import latents
+from irepa_jax.diffusion import meanflow
 from irepa_jax.diffusion import objectives
 from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
@@ -25,8 +27,11 @@ from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
+from irepa_jax.train import schedule
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
+
+IMAGENET = 1_281_167  # records, where a schedule is wanted before the data set
 
 
 class Experiment(NamedTuple):
@@ -44,6 +49,8 @@ def experiment(config, mesh=None) -> Experiment:
   """Resolves every name of the config; raises UsageError on unknown ones."""
   check.config(config)
   autoencoder = models.autoencoder(config.autoencoder)
+  if config.end_to_end:  # no latents are stored: they move
+    autoencoder = dataclasses.replace(autoencoder, stored=False)
   module = model(config, autoencoder, mesh)
   teachers = tuple(
       encoders.create(
@@ -60,7 +67,7 @@ def experiment(config, mesh=None) -> Experiment:
       projector=projector(config, module, teachers),
       encoders=teachers,
       autoencoder=autoencoder,
-      objective=objective(config),
+      objective=OBJECTIVES[config.objective](config, module, mesh),
       optimizer=optimizer(config),
   )
 
@@ -72,14 +79,14 @@ def model(config, autoencoder, mesh=None):
         f'config.image_size is {config.image_size}; {config.autoencoder} needs'
         f' a multiple of {autoencoder.factor}'
     )
+  _check_attention(config, mesh)
   module = models.create(
       config.model,
       size=config.image_size // autoencoder.factor,
       channels=autoencoder.channels,
       num_classes=config.num_classes,
-      qk_norm=config.qk_norm,
+      **_own_settings(config),
       align_depth=config.align_depth,
-      train_positions=config.train_positions,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
       scan_layers=config.scan_layers,
@@ -89,7 +96,8 @@ def model(config, autoencoder, mesh=None):
   if module.size % module.patch:
     raise errors.UsageError(
         f'{config.model} needs a latent side divisible by {module.patch}; at'
-        f' {config.image_size} pixels it is {module.size}'
+        f' image_size={config.image_size} with {config.autoencoder} it is'
+        f' {module.size}'
     )
   if module.size == module.patch:
     raise errors.UsageError(
@@ -97,6 +105,38 @@ def model(config, autoencoder, mesh=None):
         ' token; it needs a smaller patch or a larger config.image_size'
     )
   return module
+
+
+def _own_settings(config):
+  """Returns the fields of the network that not every kind of model has."""
+  family = models.family(config.model)
+  for field in {'attn_dropout', 'proj_dropout'} - set(family.settings):
+    if config[field]:
+      raise errors.UsageError(
+          f'config.{field} is {config[field]}; {config.model} has no dropout'
+      )
+  found = {field: config[field] for field in family.settings}
+  if config.objective == 'flow_matching':
+    return found
+  if family is not models.FAMILIES['SiT']:
+    raise errors.UsageError(
+        f'config.objective is {config.objective!r}; {config.model} has no input'
+        ' for the duration of a step: a SiT has one'
+    )
+  guidances = config.objective == 'improved_mean_flow'
+  return found | {'durations': True, 'guidances': guidances}
+
+
+def _check_attention(config, mesh):
+  """Raises UsageError for devices that the kernel of cuDNN is not made for."""
+  if config.attention != 'cudnn' or mesh is None:
+    return
+  platform = mesh.devices.flat[0].platform
+  if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
+    raise errors.UsageError(
+        f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
+        " be 'xla', except on NVIDIA GPUs in bfloat16"
+    )
 
 
 def placement(mesh):
@@ -129,31 +169,99 @@ def token_grid(module):
   return (module.size // module.patch,) * 2
 
 
-def objective(config):
+def flow_matching(config, module, mesh):
   """Returns the flow-matching objective."""
+  del module, mesh
   return objectives.FlowMatching(
       null_label=config.num_classes,
       path=paths.PATHS[config.path],
-      time=functools.partial(
-          objectives.TIMES[config.time],
-          mean=config.time_mean,
-          std=config.time_std,
-      ),
+      time=times(config),
       prediction=config.prediction,
       label_dropout=config.label_dropout,
+      loss_space=config.loss_space,
+      floor=config.divisor_floor,
+      noise_scale=config.noise_scale,
+      dropout=bool(config.attn_dropout or config.proj_dropout),
   )
 
 
-def optimizer(config, lr=None):
-  """Returns the optax transformation; lr: None is that of the config."""
+def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
+  """Returns the objective of MeanFlow."""
+  # Its product is forward only: nothing to recompute, no kernels of cuDNN.
+  product = module.clone(
+      dtype=jnp.dtype(config.product_dtype), attention='xla', remat='none'
+  )
+  return make(
+      null_label=config.num_classes,
+      time=times(config),
+      label_dropout=config.label_dropout,
+      data_proportion=config.data_proportion,
+      omega=config.omega,
+      kappa=config.kappa,
+      interval=(config.omega_low, config.omega_high),
+      power=config.loss_power,
+      eps=config.loss_eps,
+      product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
+      shards=mesh.shape[sharding.DATA] if mesh else 1,
+      **settings,
+  )
+
+
+def improved_mean_flow(config, module, mesh):
+  """Returns the objective of improved MeanFlow."""
+  return mean_flow(
+      config,
+      module,
+      mesh,
+      make=meanflow.ImprovedMeanFlow,
+      largest=config.omega_largest,
+  )
+
+
+OBJECTIVES = {
+    'flow_matching': flow_matching,
+    'mean_flow': mean_flow,
+    'improved_mean_flow': improved_mean_flow,
+}
+
+
+def times(config):
+  """Returns the distribution of t."""
+  return functools.partial(
+      objectives.TIMES[config.time], mean=config.time_mean, std=config.time_std
+  )
+
+
+def optimizer(config, records=IMAGENET, *, lr=None):
+  """Returns the optax transformation; lr: None is that of the config.
+
+  records: of the data set, for a warm-up that is counted in epochs; they leave
+  out the last incomplete batch.
+  """
+  lr = config.lr if lr is None else lr
+  if config.warmup_epochs or config.decay_steps:
+    epoch = max(records // config.batch_size, 1)
+    lr = schedule.make(
+        lr,
+        warmup=round(config.warmup_epochs * epoch) or config.warmup_steps,
+        from_zero=config.warmup_epochs > 0,
+        decay=config.decay_steps,
+        low=config.lr_min,
+    )
   return states.make_optimizer(
-      lr=config.lr if lr is None else lr,
+      lr=lr,
       betas=config.betas,
       eps=config.adam_eps,
       weight_decay=config.weight_decay,
       clip=config.clip,
-      warmup_steps=config.warmup_steps,
+      warmup_steps=0 if callable(lr) else config.warmup_steps,
   )
+
+
+def learning_rate(config, step):
+  """Returns the rate with which a step, from 1, changes the weights."""
+  rate = states.learning_rate(config.lr, config.warmup_steps)
+  return float(rate(step - 1)) if callable(rate) else rate
 
 
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:
@@ -161,24 +269,32 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
+  read = _latents if built.autoencoder.stored else _pixels
   return steps.Parts(
       latents=functools.partial(
-          _latents, bias=np.float32(bias), scale=np.float32(scale)
+          read, bias=np.float32(bias), scale=np.float32(scale)
       ),
       targets=functools.partial(targets, built, config),
       draw=built.objective.draw,
-      diffusion=lambda params, x, draw: built.objective.loss(
-          network(built, params), x, draw
+      diffusion=lambda params, x, draw: built.objective.measured(
+          network(built.model, params['model']), x, draw
       ),
       align=functools.partial(align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
+      group=built.objective.group,
   )
 
 
-def network(built: Experiment, params):
-  """Returns apply(x, t, y) -> (output, tokens) with the weights filled in."""
-  return lambda x, t, y: built.model.apply({'params': params['model']}, x, t, y)
+def network(module, weights):
+  """Returns apply(x, t, y ...) -> (output, tokens), a pytree of the weights.
+
+  With dropout it takes `keep` as well, of objectives.FlowMatching.
+  """
+  return jax.tree_util.Partial(
+      lambda weights, *inputs: module.apply({'params': weights}, *inputs),
+      weights,
+  )
 
 
 def _latents(batch, frozen, key, *, bias, scale):
@@ -189,10 +305,16 @@ def _latents(batch, frozen, key, *, bias, scale):
   return latents.normalise(z, bias, scale)
 
 
+def _pixels(batch, frozen, key, *, bias, scale):
+  del frozen, key
+  x = batch['image'].astype(jnp.float32) / 127.5 - 1
+  return latents.normalise(x, bias, scale)
+
+
 def targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
-    tokens = batch['features']
+    tokens = batch.get('features', ())  # of no encoder
   else:
     tokens = [
         encoder.encode(params, batch['image'])
@@ -224,16 +346,25 @@ def make_sample(built: Experiment, config, bias, scale):
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
+  guidance = config.guidance
+  interval = (config.guidance_low, config.guidance_high)
+  as_velocity = built.objective.as_velocity
+  if config.objective == 'improved_mean_flow':  # an input of its network
+    as_velocity = functools.partial(as_velocity, guidance=(guidance, *interval))
+    guidance = 1.0
 
   def sample(params, noise, y, keys):
+    apply = network(built.model, params['model'])
     velocity = samplers.guided(
-        built.objective.as_velocity(network(built, params)),
+        as_velocity(apply, config.sample_steps),
         y,
-        scale=config.guidance,
-        interval=(config.guidance_low, config.guidance_high),
+        scale=guidance,
+        interval=interval,
+        ends=config.guidance_ends,
         null_label=built.model.num_classes,
     )
-    x = sampler(velocity, noise, steps=config.sample_steps, path=path, key=keys)
+    x = config.noise_scale * noise
+    x = sampler(velocity, x, steps=config.sample_steps, path=path, key=keys)
     z = latents.denormalise(x, *params.get('latents', (bias, scale)))
     return built.autoencoder.decode(params['decoder'], z)
 
@@ -255,13 +386,13 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
 
 def train_flops(built: Experiment, config):
   """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.sit(built.model)
+  forward = flops.model(built.model)
+  total = (3 + built.objective.passes) * forward
   if built.projector:
-    forward += flops.projectors(built.projector)
-  teachers = 0
+    total += 3 * flops.projectors(built.projector)
   if config.features == 'online':
-    teachers = sum(map(encoder_flops, built.encoders))
-  return 3 * forward + teachers
+    total += sum(map(encoder_flops, built.encoders))
+  return total
 
 
 def encoder_flops(encoder):

@@ -8,18 +8,22 @@ them, and the checks of files and mesh, alone.
 import difflib
 import math
 
-from configs import base
 from irepa_jax import errors
+from irepa_jax.names.experiments import base
 
 CHOICES = {
     'attention': ('xla', 'cudnn'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
+    'guidance_ends': ('closed', 'open'),
     'labels': ('random', 'balanced'),
     'lpips_range': ('released', 'unit'),
+    'loss_space': ('', 'v', 'x', 'eps'),
+    'objective': ('flow_matching', 'mean_flow', 'improved_mean_flow'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
+    'product_dtype': ('float32', 'bfloat16'),
     'projector': ('mlp', 'linear', 'conv'),
     'quantise': ('truncate', 'round'),
     'remat': ('none', 'names', 'full'),
@@ -36,6 +40,7 @@ AT_LEAST = {
     'checkpoint_every': 1,
     'clip': 0,
     'data_threads': 0,
+    'decay_steps': 0,
     'diffusion_start': 0,
     'discriminator_groups': 1,
     'discriminator_start': 0,
@@ -49,11 +54,15 @@ AT_LEAST = {
     'keep_every': 0,
     'kl_weight': 0,
     'log_every': 1,
+    'lr_min': 0,
+    'loss_eps': 0,
+    'loss_power': 0,
     'max_failed_saves': 1,
     'max_skipped': 1,
     'mesh_model': 1,
     'num_classes': 1,
     'perceptual_weight': 0,
+    'omega_largest': 1,
     'prefetch': 1,
     'profile_steps': 0,
     'projector_hidden': 1,
@@ -62,6 +71,7 @@ AT_LEAST = {
     'sample_steps': 1,
     'steps': 1,
     'vae_align_coefficient': 0,
+    'warmup_epochs': 0,
     'warmup_steps': 0,
     'watchdog_s': 0,
     'weight_decay': 0,
@@ -73,6 +83,15 @@ REST = {
 }
 SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
+# What the autoencoder and the model learn together with.
+END_TO_END = {
+    'objective': 'flow_matching',
+    'noise_scale': 1.0,
+    'warmup_epochs': 0,
+    'decay_steps': 0,
+}
+# Mean velocities are learnt, and sampled from, on the linear path alone.
+MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
 
 
 def config(config):
@@ -88,12 +107,16 @@ def config(config):
     _require(
         value == -1 or value >= 1, field, value, f'1 or more, or -1 for {rest}'
     )
-  _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
+  for field in ('time_std', 'divisor_floor', 'noise_scale'):
+    _require(config[field] > 0, field, config[field], 'above 0')
   _optimiser(config)
+  _pixels(config)
   _alignment(config)
   if config.end_to_end:
     _end_to_end(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
+  if config.objective != 'flow_matching':
+    _mean_flow(config)
   _numbers(config)
 
 
@@ -189,6 +212,31 @@ def _optimiser(config):
   )
 
 
+def _pixels(config):
+  """Checks what came with JiT: dropout, the schedule, the scale of the noise."""
+  for field in ('attn_dropout', 'proj_dropout'):
+    share = config[field]
+    _require(_shares([share]), field, share, 'a probability in [0, 1)')
+  _require(
+      not (config.warmup_epochs and config.warmup_steps),
+      'warmup_epochs',
+      config.warmup_epochs,
+      f'0 where warmup_steps is {config.warmup_steps}: one of the two',
+  )
+  _require(
+      not config.decay_steps or config.decay_steps > config.warmup_steps,
+      'decay_steps',
+      config.decay_steps,
+      f'0, or more than warmup_steps={config.warmup_steps}',
+  )
+  _require(
+      config.noise_scale == 1 or config.sampler != 'euler_maruyama',
+      'noise_scale',
+      config.noise_scale,
+      '1 for euler_maruyama, whose score is of unit noise; or use heun, euler',
+  )
+
+
 def _alignment(config):
   coefficients(config)
   _require(
@@ -220,6 +268,13 @@ def _end_to_end(config):
       config.accumulate,
       '1 with end_to_end: batch statistics are those of the whole batch',
   )
+  for field, wanted in END_TO_END.items():
+    _require(
+        config[field] == wanted,
+        field,
+        repr(config[field]),
+        f'{wanted!r} with end_to_end',
+    )
   groups = config.discriminator_groups
   _require(
       config.batch_size > groups and config.batch_size % groups == 0,
@@ -241,6 +296,46 @@ def _end_to_end(config):
       'lpips_weights',
       repr(config.lpips_weights),
       'empty, or two paths or hub ids: VGG-16 and the heads, comma separated',
+  )
+
+
+def _mean_flow(config):
+  for field, wanted in MEAN_FLOW.items():
+    _require(
+        config[field] == wanted,
+        field,
+        repr(config[field]),
+        f'{wanted!r} with objective={config.objective}',
+    )
+  share = config.data_proportion
+  counts = [n for n in range(1, 17) if abs(share * n - round(share * n)) < 1e-6]
+  _require(
+      0 <= share <= 1 and counts,
+      'data_proportion',
+      share,
+      'k / n in [0, 1] with n up to 16, as 0.75',
+  )
+  rows = config.batch_size // config.accumulate
+  _require(
+      rows % counts[0] == 0,
+      'batch_size',
+      config.batch_size,
+      f'a multiple of {counts[0] * config.accumulate}: data_proportion={share}'
+      f' is exact among {counts[0]} rows',
+  )
+  _require(
+      0 <= config.omega_low <= config.omega_high <= 1,
+      'omega_low, omega_high',
+      (config.omega_low, config.omega_high),
+      'an interval 0 <= low <= high <= 1',
+  )
+  _require(0 <= config.kappa < 1, 'kappa', config.kappa, 'in [0, 1)')
+  scale = config.omega / (1 - config.kappa)
+  _require(
+      scale > 1 + 1e-6 or (config.omega, config.kappa) == (1, 0),
+      'omega, kappa',
+      (config.omega, config.kappa),
+      f'a scale omega / (1 - kappa) above 1, not {scale:g}; (1, 0) is none',
   )
 
 

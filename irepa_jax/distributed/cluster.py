@@ -8,6 +8,7 @@ VM of one host, a SLURM job of one task and a plain shell are one process.
 
 import importlib.util
 import os
+import pathlib
 import re
 from typing import NamedTuple
 import urllib.error
@@ -156,12 +157,14 @@ def _tpu(environ):
   platforms = environ.get('JAX_PLATFORMS', '')
   if (platforms and 'tpu' not in platforms) or not _has_libtpu():
     return None
-  names = environ.get('TPU_PROCESS_ADDRESSES') or environ.get(
-      'TPU_WORKER_HOSTNAMES'
+  names = (
+      _addresses_of_file(environ)
+      or environ.get('TPU_PROCESS_ADDRESSES')
+      or environ.get('TPU_WORKER_HOSTNAMES')
   )
   if names:  # GKE
     hosts = [name.split(':')[0] for name in names.split(',')]
-    worker, slices = environ.get('TPU_WORKER_ID'), environ
+    worker, slices = _number(environ, 'TPU_WORKER_ID'), environ
   elif 'TPU_SKIP_MDS_QUERY' not in environ:  # JAX sets it without TPU chips
     ends = _metadata(environ, 'worker-network-endpoints')
     # 'host,host' or 'name:id:address,name:id:address'
@@ -174,11 +177,11 @@ def _tpu(environ):
     return None
   if environ.get('TPU_PROCESS_BOUNDS') == '1,1,1':  # one host, on purpose
     hosts, worker = hosts[:1], '0'
-  count = len(hosts) * int(slices.get('MEGASCALE_NUM_SLICES') or 1)
+  count = len(hosts) * (_number(slices, 'MEGASCALE_NUM_SLICES') or 1)
   if count < 2:
     return None
   first = slices.get('MEGASCALE_COORDINATOR_ADDRESS') or hosts[0]
-  index = int(slices.get('MEGASCALE_SLICE_ID') or 0) * len(hosts)
+  index = (_number(slices, 'MEGASCALE_SLICE_ID') or 0) * len(hosts)
   port = environ.get('JAX_COORDINATOR_PORT', TPU_PORT)
   return Processes(
       'the TPU slice',
@@ -186,6 +189,21 @@ def _tpu(environ):
       count,
       None if worker is None else index + int(worker),
   )
+
+
+def _addresses_of_file(environ):
+  """Returns what the file of TPU_PROCESS_ADDRESSES_PATH says, if it is set."""
+  if not (path := environ.get('TPU_PROCESS_ADDRESSES_PATH')):
+    return None
+  try:
+    text = pathlib.Path(path).read_text().strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UsageError(
+        f'TPU_PROCESS_ADDRESSES_PATH is {path!r}: {error}'
+    ) from error
+  if not text:
+    raise errors.UsageError(f'TPU_PROCESS_ADDRESSES_PATH: {path} is empty')
+  return text
 
 
 def _has_libtpu():
@@ -219,9 +237,9 @@ def _tpu_environment(environ):
 
 def _number(environ, name, default=None):
   text = environ.get(name)
-  if text is not None and not text.isdecimal():
+  if text and not text.isdecimal():
     raise errors.UsageError(f'{name} is {text!r}; it must be a number')
-  return default if text is None else int(text)
+  return int(text) if text else default
 
 
 def _known(environ, name):

@@ -52,7 +52,9 @@ def gather(text):
   """Returns the texts of all processes, in order; also a place to meet."""
   if jax.process_count() == 1:
     return [text]
-  return [data.decode() for data in _all_gather(text.encode())]
+  # Names that are not UTF-8 travel as well.
+  found = _all_gather(text.encode(errors='surrogateescape'))
+  return [data.decode(errors='surrogateescape') for data in found]
 
 
 def on_first(action):

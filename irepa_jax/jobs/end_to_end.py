@@ -15,6 +15,7 @@ import numpy as np
 from irepa_jax import build
 from irepa_jax import check
 from irepa_jax import errors
+from irepa_jax.data import manifest as manifests
 from irepa_jax.distributed import sharding
 from irepa_jax.models import autoencoders
 from irepa_jax.models import batch_norm
@@ -95,7 +96,7 @@ def parts(
           batch_norm.train, eps=BN_EPS, momentum=config.bn_momentum
       ),
       diffusion=lambda params, x, draw: built.objective.loss(
-          build.network(built, params), x, draw
+          build.network(built.model, params['model']), x, draw
       ),
       align=functools.partial(build.align, built, check.coefficients(config)),
       align_vae=functools.partial(build.align, built, once),
@@ -119,7 +120,7 @@ def optimizers(config):
   rates = {'model': config.lr, 'vae': config.vae_lr}
   if config.adversarial_weight:
     rates['discriminator'] = config.discriminator_lr
-  return {name: build.optimizer(config, lr) for name, lr in rates.items()}
+  return {name: build.optimizer(config, lr=lr) for name, lr in rates.items()}
 
 
 def init_state(built: build.Experiment, config, params, key):
@@ -187,7 +188,7 @@ def load_lpips(built: build.Experiment, config):
 # Where a new run starts ---------------------------------------------------------
 
 
-def read_start(built: build.Experiment, config, manifest):
+def read_start(built: build.Experiment, config):
   """Reads the weights and statistics that a new run starts from, on the host.
 
   Returns {'vae', 'discriminator', 'bn', 'disc_bn'}, without those that start
@@ -196,7 +197,7 @@ def read_start(built: build.Experiment, config, manifest):
   codec, start = built.autoencoder, {}
   if config.autoencoder_weights or codec.source:
     start['vae'] = codec.load(config.autoencoder_weights or None)
-    start['bn'] = _statistics(codec, config, manifest)
+    start['bn'] = _statistics(codec, config)
   if config.discriminator_weights and config.adversarial_weight:
     start |= _read_discriminator(built, config)
   return start
@@ -226,14 +227,14 @@ def started(state, start, shapes):
   )
 
 
-def _statistics(codec, config, manifest):
+def _statistics(codec, config):
   """Returns the first running statistics, of a file or of the data set."""
   if config.vae_statistics:
     path = files.fetch(config.vae_statistics)
     bias, scale = map(np.float32, autoencoders.read_statistics(path))
     mean, var = bias, 1 / np.square(scale)
   else:
-    _check_origin(codec, config, manifest)
+    manifest = _manifest(codec, config)
     mean = np.float32(manifest.latent_mean)
     var = np.square(np.float32(manifest.latent_std))
   if len(mean) != codec.channels:
@@ -244,18 +245,21 @@ def _statistics(codec, config, manifest):
   return {'mean': mean, 'var': var, 'count': np.int32(0)}
 
 
-def _check_origin(codec, config, manifest):
-  """Raises UsageError unless the latents of the data set are of the VAE."""
-  same = manifest.autoencoder == codec.name
-  if same and manifest.autoencoder_sha256:
+def _manifest(codec, config):
+  """Returns what the data set knows of the latents of just these weights."""
+  found = None
+  if config.data != 'digits':
+    manifest = manifests.read(config.data)
     path = codec.fetch(config.autoencoder_weights or None)
-    same = files.sha256(path) == manifest.autoencoder_sha256
-  if not same:
+    if manifest.autoencoder == codec.name and manifest.latent_mean:
+      found = manifest.autoencoder_sha256 == files.sha256(path) and manifest
+  if not found:
     raise errors.UsageError(
         f'the latent statistics of {codec.name} are not known: set'
         ' config.vae_statistics to its latents-stats file, or prepare the data'
         ' set with these weights, which measures them'
     )
+  return found
 
 
 def _read_discriminator(built, config):

@@ -77,6 +77,7 @@ def candidate(run, mesh, pictures, block, t, *, step=None):
         t=t,
         path=paths.PATHS[run.config.path],
         seed=run.config.seed,
+        noise_scale=run.config.noise_scale,
     )
 
   return name, load
@@ -109,9 +110,9 @@ def _check_data(run, pictures):
   """Whether the pictures bring latents; DataError if those of another codec."""
   origin = pictures.origin
   if (
-      run.config.end_to_end
-      or not isinstance(origin, inputs.DataSet)
+      not isinstance(origin, inputs.DataSet)
       or not origin.manifest.moments_shape
+      or not run.built.autoencoder.stored
   ):
     return False
   model = run.built.model

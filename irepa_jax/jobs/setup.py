@@ -12,15 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import build
-from irepa_jax import errors
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.jobs import end_to_end
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
-
-GPUS = 'gpu', 'cuda'  # as JAX and its compile-only topologies call them
 
 
 class Shapes(NamedTuple):
@@ -37,20 +34,13 @@ def make_mesh(config, devices=None):
 
   Raises UsageError where they do not fit the devices.
   """
-  mesh = sharding.make_mesh(
+  return sharding.make_mesh(
       config.mesh_data,
       config.mesh_model,
       config.mesh_replica,
       devices=devices,
       allow_subset=config.allow_subset,
   )
-  platform = mesh.devices.flat[0].platform
-  if config.attention == 'cudnn' and platform not in GPUS:
-    raise errors.UsageError(
-        f'config.attention is cudnn, which is for NVIDIA GPUs, not {platform};'
-        ' it must be xla here'
-    )
-  return mesh
 
 
 def abstract(built: build.Experiment, config, mesh) -> Shapes:
@@ -91,14 +81,14 @@ def batch_shapes(built: build.Experiment, config):
   rows, size = config.batch_size, built.model.size
   moments = (rows, size, size, 2 * built.model.channels)
   shapes = {'label': jax.ShapeDtypeStruct((rows,), jnp.int32)}
-  if not config.end_to_end:
+  if built.autoencoder.stored:
     shapes['moments'] = jax.ShapeDtypeStruct(moments, jnp.float16)
-  if config.features == 'cached':
+  if stored(built, config):
     shapes['features'] = tuple(
         jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
         for e in built.encoders
     )
-  if _encoders(built, config) or config.end_to_end:
+  if _encoders(built, config) or not built.autoencoder.stored:
     image = (rows, config.image_size, config.image_size, 3)
     shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
   return shapes
@@ -107,6 +97,12 @@ def batch_shapes(built: build.Experiment, config):
 def _encoders(built, config):
   """Returns the encoders that run in the step."""
   return built.encoders if config.features == 'online' else ()
+
+
+def stored(built: build.Experiment, config):
+  """Returns the names of the encoders whose tokens the data set holds."""
+  cached = config.features == 'cached'
+  return tuple(encoder.name for encoder in built.encoders if cached)
 
 
 def feature_shape(encoder):
@@ -187,10 +183,10 @@ def new_state(built: build.Experiment, config, shapes, key):
   return jax.jit(init, out_shardings=sharding.of(shapes))(key)
 
 
-def read_start(built: build.Experiment, config, manifest):
+def read_start(built: build.Experiment, config):
   """Reads what a new state takes from files; {} where all of it is random."""
   if config.end_to_end:
-    return end_to_end.read_start(built, config, manifest)
+    return end_to_end.read_start(built, config)
   return {}
 
 

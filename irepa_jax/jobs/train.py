@@ -32,6 +32,7 @@ from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
 from irepa_jax.names import file_names
+from irepa_jax.names import places
 from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
@@ -49,6 +50,11 @@ class Job(NamedTuple):
   shapes: setup.Shapes
   data: pipeline.Dataset
 
+  @property
+  def stored(self):
+    """Names of the encoders whose tokens are read from the records."""
+    return setup.stored(self.built, self.config)
+
 
 def run(config, workdir, *, check_only=False) -> int:
   """Trains, or only checks whether it could; returns the exit status.
@@ -59,7 +65,7 @@ def run(config, workdir, *, check_only=False) -> int:
   with contextlib.ExitStack() as stack:
     job = open_job(config, workdir, stack, check_only=check_only)
     frozen = setup.load_frozen(job.built, config, job.mesh)
-    start = setup.read_start(job.built, config, job.data.manifest)
+    start = setup.read_start(job.built, config)
     report = reports.Reports(job.built, config, job.mesh, job.data)
     if check_only:
       print('ok: configuration, mesh, run directory, data set, weights')
@@ -102,6 +108,7 @@ def run(config, workdir, *, check_only=False) -> int:
             log=log,
             meter=meter(job),
             stop=stop,
+            rate=functools.partial(build.learning_rate, config),
             describe=functools.partial(list_records, job),
             hooks=report.hooks(log, stop, workdir),
             log_every=config.log_every,
@@ -146,7 +153,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
   known = {'fields': base.FIELDS, 'force': not saved or config.resume == 'force'}
   if check_only:
-    processes.on_first(lambda: directory.check_writable(workdir))
+    processes.on_first(lambda: places.try_folder(workdir, 'workdir'))
     processes.on_first(
         lambda: directory.check_config(workdir, config.to_dict(), **known)
     )
@@ -164,6 +171,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
     peers.at_end(lock.release)
   data = open_data(config, built, folder)
   stack.callback(data.close)
+  built = built._replace(optimizer=build.optimizer(config, len(data)))
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
@@ -181,30 +189,36 @@ def open_data(config, built, folder):
         autoencoder='none' if config.end_to_end else config.autoencoder,
         image_format='png',
     )
+  cached = config.features == 'cached' and bool(built.encoders)
+  codec, view, latents = built.autoencoder, None, {}
+  if codec.stored:
+    size, channels = built.model.size, built.model.channels
+    latents = dict(latent_shape=(size, size, channels))
+  else:
+    view = functools.partial(
+        manifests.of_images,
+        name=codec.name,
+        channels=codec.channels,
+        cached=cached,
+    )
   data = pipeline.load(
-      folder, verify=config.verify_data, skip_bad=config.skip_bad
+      folder, verify=config.verify_data, skip_bad=config.skip_bad, view=view
   )
+  if latents:
+    latents |= dict(bias=data.manifest.bias, scale=data.manifest.scale)
   manifests.check(
       data.manifest,
       image_size=config.image_size,
       num_classes=config.num_classes,
+      autoencoder=config.autoencoder,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
       images_needed='image' in setup.batch_shapes(built, config),
       flips=config.flips,
-      **({} if config.end_to_end else _latents(config, built, data.manifest)),
+      **latents,
+      drop_colours=config.get('drop_colours', False),
   )
   return data
-
-
-def _latents(config, built, manifest):
-  """Returns what the latents of a data set have to be."""
-  return {
-      'autoencoder': config.autoencoder,
-      'latent_shape': (*(built.model.size,) * 2, built.model.channels),
-      'bias': manifest.bias,
-      'scale': manifest.scale,
-  }
 
 
 def open_checkpoints(config, workdir):
@@ -240,12 +254,12 @@ def restore_or_create(job, checkpoints, start):
 
 def meta(job):
   """Returns what a checkpoint remembers: enough to sample without the data."""
-  manifest, learned = job.data.manifest, job.config.end_to_end
+  manifest = job.data.manifest
   return {
       'seed': job.config.seed,
       'data': fingerprint(manifest),
-      'autoencoder': job.config.autoencoder,
-      'autoencoder_sha256': '' if learned else manifest.autoencoder_sha256,
+      'autoencoder': manifest.autoencoder,
+      'autoencoder_sha256': manifest.autoencoder_sha256,
       'bias': list(manifest.bias),
       'scale': list(manifest.scale),
       'class_names': list(manifest.class_names),
@@ -270,14 +284,13 @@ def device_batches(job, first):
       rows=pipeline.local_rows(split, config.batch_size),
       flips=config.flips,
       image='image' in job.shapes.batch,
-      features='features' in job.shapes.batch,
+      features=job.stored,
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )
-  put = lambda batch: pipeline.to_device(
-      {name: batch[name] for name in job.shapes.batch}, split
+  return pipeline.prefetch(
+      pipeline.on_device(batches, split), config.prefetch
   )
-  return pipeline.prefetch(map(put, batches), config.prefetch)
 
 
 def list_records(job, step):

@@ -32,7 +32,8 @@ def define_flags():
   flags.DEFINE_string(
       'topology',
       '',
-      'What to compile for: v5e:2x4, v6e:2x4, v5p:2x2x1, h200, h200:8.',
+      'What to compile for: v5e:2x4, v6e:2x4, v5p:2x2x1, tpu7x:2x2x1, h200,'
+      ' h200:8.',
   )
   flags.DEFINE_integer(
       'slices', 1, 'How many of it, joined over a slower network.', 1

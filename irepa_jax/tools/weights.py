@@ -7,11 +7,12 @@
   python -m irepa_jax.tools.weights vae --workdir=runs/repa_e --out=vae
   python -m irepa_jax.tools.weights encoder all [--markdown]
 
-`import` makes a run directory of an official iREPA, REPA or SiT checkpoint: it
-can be sampled, and continued by irepa_jax.main. `export` writes the official
-layout: model, ema, args and steps to .pt, the average alone to .safetensors.
-`vae` writes the autoencoder of an end-to-end run: OUT.pt has the official names,
-any other OUT is a folder in the layout of diffusers.
+`import` makes a run directory of an official iREPA, REPA, REPA-E, SiT, JiT or
+MeanFlow checkpoint: it can be sampled, and continued by irepa_jax.main. `export`
+writes the official layout: model, ema, args and steps to .pt (of JiT both
+averages), the average alone to .safetensors. `vae` writes the autoencoder of an
+end-to-end run: OUT.pt has the official names, any other OUT is a folder in the
+layout of diffusers.
 """
 
 from absl import flags

@@ -1,6 +1,8 @@
 """A stream that goes away does not end a program."""
 
+import os
 import pathlib
+import pty
 import subprocess
 import sys
 
@@ -23,20 +25,22 @@ print('still here', file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize('how', ['head', 'closed', 'full'])
+@pytest.mark.parametrize('how', ['head', 'closed', 'full', 'terminal'])
 def test_a_program_outlasts_its_output(how, tmp_path):
-  with (tmp_path / 'out').open('w') as file:
-    process = subprocess.Popen(
-        [sys.executable, '-c', SCRIPT, how],
-        stdin=subprocess.PIPE,
-        stdout=file if how == 'full' else subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+  ours, theirs = pty.openpty() if how == 'terminal' else os.pipe()
+  if how == 'full':
+    theirs = os.open(tmp_path / 'out', os.O_WRONLY | os.O_CREAT)
+  process = subprocess.Popen(
+      [sys.executable, '-c', SCRIPT, how],
+      stdin=subprocess.PIPE,
+      stdout=theirs,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+  )
+  os.close(theirs)
   if how != 'full':
-    assert process.stdout.readline() == 'first\n'
-    process.stdout.close()
-  process.stdout = None
+    assert os.read(ours, 100).split() == [b'first']
+  os.close(ours)  # nobody reads any longer
   _, errors = process.communicate('go\n', timeout=60)
   assert (process.returncode, errors) == (0, 'still here\n')

@@ -16,7 +16,7 @@ def test_a_disk_without_a_byte_left_ends_a_run_by_its_saves(data, tmp_path):
   workdir = tmp_path / 'run'
   settings = dict(steps=400, keep=1, checkpoint_every=8, max_failed_saves=2)
   with real_runs.Started(workdir, data=data, **settings) as run:
-    run.wait_for_step(9)
+    run.wait_for(lambda: real_runs.steps(workdir))
     full = 0, resource.RLIM_INFINITY
     resource.prlimit(run.processes[0].pid, resource.RLIMIT_FSIZE, full)
     assert run.codes() == [4]

@@ -23,7 +23,7 @@ from irepa_jax.weights import files
 
 STEPS = 8
 SETTINGS = dict(
-    experiment='quickstart_repa_e',
+    recipe='quickstart_repa_e',
     diffusion_start=2,
     steps=STEPS,
     checkpoint_every=2,
