@@ -4,7 +4,6 @@ Everything below takes plain arguments, so that each part can be called from a
 notebook; this file reads the ConfigDict and puts the parts together.
 """
 
-import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -50,7 +49,7 @@ def experiment(config, mesh=None) -> Experiment:
   check.config(config)
   autoencoder = models.autoencoder(config.autoencoder)
   if config.end_to_end:  # no latents are stored: they move
-    autoencoder = dataclasses.replace(autoencoder, stored=False)
+    autoencoder = autoencoder.moving()
   module = model(config, autoencoder, mesh)
   teachers = tuple(
       encoders.create(

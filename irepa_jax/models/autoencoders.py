@@ -54,6 +54,10 @@ class Autoencoder:
     entries = vae_layouts.official_names(state_dict, levels)
     return convert.from_torch(self.module, entries, drop=vae_layouts.FOREIGN)
 
+  def moving(self):
+    """Returns it for a run in which it learns: no latents of it are stored."""
+    return dataclasses.replace(self, stored=False)
+
   def fetch(self, source=None):
     """Returns the local weight file of a path or hub id; default: its own."""
     if self.source is None:
