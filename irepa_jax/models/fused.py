@@ -257,9 +257,10 @@ modulated_norm = differentiable(
 
 @jax.custom_vjp
 def modulated_rms(x, gain, shift):
-  """RMSNorm of x [b n d] times gain [b d], float32, plus shift [b d]."""
+  """RMSNorm of x [b n d] times gain [b d], plus shift [b d]; gain may be float32."""
   normed, _ = _rms(_float32(x))
-  return (normed * gain[:, None] + _float32(shift)[:, None]).astype(x.dtype)
+  out = normed * _float32(gain)[:, None] + _float32(shift)[:, None]
+  return out.astype(x.dtype)
 
 
 def _rms(x):
@@ -271,9 +272,9 @@ def _modulated_rms_backward(saved, g):
   x, gain = saved
   normed, rate = _rms(_float32(x))
   g = _float32(g)
-  d_gain = jnp.sum(g * normed, 1)
+  d_gain = jnp.sum(g * normed, 1).astype(gain.dtype)
   d_shift = jnp.sum(g, 1).astype(x.dtype)
-  g = g * gain[:, None]
+  g = g * _float32(gain)[:, None]
   along = normed * jnp.mean(g * normed, -1, keepdims=True)
   return (rate * (g - along)).astype(x.dtype), d_gain, d_shift
 
