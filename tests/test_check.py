@@ -84,7 +84,7 @@ WRONG = [
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
     (dict(guidance_high=1.5), 'an interval'),
     (dict(objective='meanflow'), "did you mean 'mean_flow'"),
-    (dict(product_dtype='float16'), "did you mean 'float32'"),
+    (dict(product_dtype='float16'), "did you mean 'bfloat16'"),
     (dict(loss_eps=-0.01), 'at least 0'),
     (dict(loss_power=-1.0), 'at least 0'),
     (dict(omega_largest=0.5), 'at least 1'),
