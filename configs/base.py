@@ -42,11 +42,12 @@ FIELDS = {
     'data': free('data/imagenet256', 'folder'),
     'image_size': fixed(256, 'pixels'),
     'num_classes': fixed(1000, 'of the data set'),
-    'autoencoder': fixed('sd-vae-ft-mse', 'of the latents, by name'),
+    'autoencoder': fixed('sd-vae-ft-mse', 'of the latents, by name; or pixels'),
     'autoencoder_weights': free(
         '', "path or hub id; '' is its published source"
     ),
-    'flips': fixed(False, 'mirrored records, where the data set holds them'),
+    'flips': fixed(False, 'mirrored: images, or records that are stored so'),
+    'drop_colours': free(False, 'train on brightness alone where haar kept that'),
     'batch_size': fixed(256, 'of the whole job, not of one device'),
     'data_threads': free(16, 'that read records'),
     'prefetch': free(2, 'batches on the device ahead of the step'),
@@ -54,8 +55,10 @@ FIELDS = {
     'verify_data': free(False, 'checksum every shard before the start'),
 
     # Model.
-    'model': fixed('SiT-XL/2', 'SIZE/PATCH'),
-    'qk_norm': fixed(False, 'LayerNorm of queries and keys'),
+    'model': fixed('SiT-XL/2', 'SIZE/PATCH, of SiT or JiT'),
+    'qk_norm': fixed(False, 'LayerNorm of queries and keys, of SiT'),
+    'attn_dropout': fixed(0.0, 'of JiT, in the middle half of its blocks'),
+    'proj_dropout': fixed(0.0, 'of JiT, after attention and in the MLP'),
     'dtype': fixed('bfloat16', 'of matrix products; parameters are float32'),
     'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
     'scan_layers': free(True, 'compiles several times faster than unrolled'),
@@ -83,6 +86,11 @@ FIELDS = {
     'time': fixed('uniform', 'lognormal, logit_normal'),
     'time_mean': fixed(0.0, 'of logit_normal'),
     'time_std': fixed(1.0, 'of logit_normal'),
+    'loss_space': fixed(
+        '', "what the loss compares: v, x, eps; '' is what the network returns"
+    ),
+    'divisor_floor': fixed(0.05, 'least divisor from x or eps to v'),
+    'noise_scale': fixed(1.0, 'standard deviation of the noise'),
     'label_dropout': fixed(0.1, 'probability of the null label'),
     'objective': fixed('flow_matching', 'mean_flow, improved_mean_flow'),
 
@@ -100,7 +108,10 @@ FIELDS = {
     # Optimiser: AdamW after clipping the global norm.
     'steps': free(400_000, 'of the whole run'),
     'lr': fixed(1e-4, 'after the warm-up'),
-    'warmup_steps': fixed(0, 'linear, then constant'),
+    'warmup_steps': fixed(0, 'linear, from lr / steps; then constant'),
+    'warmup_epochs': fixed(0.0, 'instead of steps: linear, from 0'),
+    'decay_steps': fixed(0, 'along a cosine to lr_min at this step; 0 is never'),
+    'lr_min': fixed(0.0, 'after decay_steps'),
     'betas': fixed((0.9, 0.999), 'of AdamW'),
     'adam_eps': fixed(1e-8, 'of AdamW'),
     'weight_decay': fixed(0.0, 'of AdamW'),
@@ -109,9 +120,11 @@ FIELDS = {
     'accumulate': free(1, 'microbatches per step'),
     'max_skipped': free(10, 'consecutive steps with NaN before the run stops'),
 
-    # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel).
+    # Devices: 'data' splits the batch, 'model' the matrices (tensor parallel);
+    # 'replica' splits the batch over copies of the weights.
     'mesh_data': free(-1, '-1: all the rest'),
     'mesh_model': free(1, 'devices that split matrices'),
+    'mesh_replica': free(-1, '-1: one per slice, or node; 1: weights over all'),
     'fsdp': free(True, "split parameters and optimiser over 'data' as well"),
     'allow_subset': free(False, 'leave devices idle when the mesh is smaller'),
 
@@ -134,6 +147,9 @@ FIELDS = {
     'guidance': free(1.0, 'scale; 1 is none'),
     'guidance_low': free(0.0, 'guided where low <= t <= high'),
     'guidance_high': free(1.0, 'guided where low <= t <= high'),
+    'guidance_ends': free(
+        'closed', 'judged once a step; open: low < t < high, whenever evaluated'
+    ),
     'labels': free('random', 'or balanced'),
     'quantise': free('truncate', 'as released; or round'),
 
@@ -172,6 +188,38 @@ ALIGNMENT = {
     ),
 }
 
+# JiT on pixels, arXiv 2511.13720, and as iREPA trains it for 200k steps. Times
+# are ours, 1 - t of the paper: its mean of logit(t) is -0.8, its interval of
+# guidance (0.1, 1).
+JIT = dict(
+    autoencoder='pixels',
+    flips=True,
+    prediction='x',
+    loss_space='v',
+    divisor_floor=0.05,
+    time='logit_normal',
+    time_mean=0.8,
+    time_std=0.8,
+    projector_kernel=3,
+    gamma=0.8,
+    batch_size=256,
+    steps=200_000,
+    lr=5e-5,
+    warmup_epochs=5.0,
+    betas=(0.9, 0.95),
+    clip=0.0,
+    ema=(0.9999, 0.9996),
+    sampler='euler',
+    sample_steps=50,
+    guidance_low=0.0,
+    guidance_high=0.9,
+    guidance_ends='open',
+    labels='balanced',
+    quantise='round',
+)
+# The paper's own run: 200 epochs of 1,251 steps, at the same rate per image.
+JIT_LONG = dict(batch_size=1024, steps=250_200, lr=2e-4, sampler='heun')
+
 
 def get_config(preset='irepa'):
   """Returns the fields of SiT-XL/2 at 256 pixels with an alignment preset."""
@@ -180,4 +228,22 @@ def get_config(preset='irepa'):
   config = ml_collections.ConfigDict({k: f.default for k, f in FIELDS.items()})
   config.preset = preset
   config.update(ALIGNMENT[preset])
+  return config
+
+
+def get_jit(preset, *, guidance):
+  """Returns the fields of JiT at 256 pixels, but for its size.
+
+  preset: `none` is the paper's run of 200 epochs, sampled with `guidance`; the
+    others are iREPA's of 200k steps without: `none_short`, and those of
+    ALIGNMENT, of which the released code of JiT knows one iREPA.
+  """
+  config = get_config('none' if preset == 'none_short' else preset)
+  config.update(JIT)
+  config.preset = preset
+  if config.encoder:
+    config.align_coefficient = '0.5'
+  if preset == 'none':
+    config.update(JIT_LONG)
+    config.guidance = guidance
   return config

@@ -26,8 +26,11 @@ from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
+from irepa_jax.train import schedule
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
+
+IMAGENET = 1_281_167  # records, where a schedule is wanted before the data set
 
 
 class Experiment(NamedTuple):
@@ -73,14 +76,13 @@ def model(config, autoencoder, mesh=None):
         f'config.image_size is {config.image_size}; {config.autoencoder} needs'
         f' a multiple of {autoencoder.factor}'
     )
+  _check_attention(config, mesh)
   module = models.create(
       config.model,
       size=config.image_size // autoencoder.factor,
       channels=autoencoder.channels,
       num_classes=config.num_classes,
-      qk_norm=config.qk_norm,
-      durations='mean_flow' in config.objective,
-      guidances=config.objective == 'improved_mean_flow',
+      **_own_settings(config),
       align_depth=config.align_depth,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
@@ -91,9 +93,47 @@ def model(config, autoencoder, mesh=None):
   if module.size % module.patch:
     raise errors.UsageError(
         f'{config.model} needs a latent side divisible by {module.patch}; at'
-        f' {config.image_size} pixels it is {module.size}'
+        f' image_size={config.image_size} with {config.autoencoder} it is'
+        f' {module.size}'
+    )
+  if module.size == module.patch:
+    raise errors.UsageError(
+        f'{config.model} sees a latent of {module.size}x{module.size} as one'
+        ' token; it needs a smaller patch or a larger config.image_size'
     )
   return module
+
+
+def _own_settings(config):
+  """Returns the fields of the network that not every kind of model has."""
+  family = models.family(config.model)
+  for field in {'attn_dropout', 'proj_dropout'} - set(family.settings):
+    if config[field]:
+      raise errors.UsageError(
+          f'config.{field} is {config[field]}; {config.model} has no dropout'
+      )
+  found = {field: config[field] for field in family.settings}
+  if config.objective == 'flow_matching':
+    return found
+  if family is not models.FAMILIES['SiT']:
+    raise errors.UsageError(
+        f'config.objective is {config.objective!r}; {config.model} has no input'
+        ' for the duration of a step: a SiT has one'
+    )
+  guidances = config.objective == 'improved_mean_flow'
+  return found | {'durations': True, 'guidances': guidances}
+
+
+def _check_attention(config, mesh):
+  """Raises UsageError for devices that the kernel of cuDNN is not made for."""
+  if config.attention != 'cudnn' or mesh is None:
+    return
+  platform = mesh.devices.flat[0].platform
+  if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
+    raise errors.UsageError(
+        f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
+        " be 'xla', except on NVIDIA GPUs in bfloat16"
+    )
 
 
 def placement(mesh):
@@ -135,6 +175,10 @@ def flow_matching(config, module, mesh):
       time=times(config),
       prediction=config.prediction,
       label_dropout=config.label_dropout,
+      loss_space=config.loss_space,
+      floor=config.divisor_floor,
+      noise_scale=config.noise_scale,
+      dropout=bool(config.attn_dropout or config.proj_dropout),
   )
 
 
@@ -185,16 +229,36 @@ def times(config):
   )
 
 
-def optimizer(config):
-  """Returns the optax transformation."""
+def optimizer(config, records=IMAGENET):
+  """Returns the optax transformation.
+
+  records: of the data set, for a warm-up that is counted in epochs; they leave
+  out the last incomplete batch.
+  """
+  lr = config.lr
+  if config.warmup_epochs or config.decay_steps:
+    epoch = max(records // config.batch_size, 1)
+    lr = schedule.make(
+        config.lr,
+        warmup=round(config.warmup_epochs * epoch) or config.warmup_steps,
+        from_zero=config.warmup_epochs > 0,
+        decay=config.decay_steps,
+        low=config.lr_min,
+    )
   return states.make_optimizer(
-      lr=config.lr,
+      lr=lr,
       betas=config.betas,
       eps=config.adam_eps,
       weight_decay=config.weight_decay,
       clip=config.clip,
-      warmup_steps=config.warmup_steps,
+      warmup_steps=0 if callable(lr) else config.warmup_steps,
   )
+
+
+def learning_rate(config, step):
+  """Returns the rate with which a step, from 1, changes the weights."""
+  rate = states.learning_rate(config.lr, config.warmup_steps)
+  return float(rate(step - 1)) if callable(rate) else rate
 
 
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:
@@ -202,9 +266,10 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
+  read = _latents if built.autoencoder.stored else _pixels
   return steps.Parts(
       latents=functools.partial(
-          _latents, bias=np.float32(bias), scale=np.float32(scale)
+          read, bias=np.float32(bias), scale=np.float32(scale)
       ),
       targets=functools.partial(_targets, built, config),
       draw=built.objective.draw,
@@ -219,7 +284,10 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
 
 def network(module, weights):
-  """Returns apply(x, t, y ...) -> (output, tokens), a pytree of the weights."""
+  """Returns apply(x, t, y ...) -> (output, tokens), a pytree of the weights.
+
+  With dropout it takes `keep` as well, of objectives.FlowMatching.
+  """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
       weights,
@@ -234,10 +302,16 @@ def _latents(batch, frozen, key, *, bias, scale):
   return latents.normalise(z, bias, scale)
 
 
+def _pixels(batch, frozen, key, *, bias, scale):
+  del frozen, key
+  x = batch['image'].astype(jnp.float32) / 127.5 - 1
+  return latents.normalise(x, bias, scale)
+
+
 def _targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
-    tokens = batch['features']
+    tokens = batch.get('features', ())  # of no encoder
   else:
     tokens = [
         encoder.encode(params, batch['image'])
@@ -281,9 +355,11 @@ def make_sample(built: Experiment, config, bias, scale):
         y,
         scale=guidance,
         interval=interval,
+        ends=config.guidance_ends,
         null_label=built.model.num_classes,
     )
-    x = sampler(velocity, noise, steps=config.sample_steps, path=path, key=keys)
+    x = config.noise_scale * noise
+    x = sampler(velocity, x, steps=config.sample_steps, path=path, key=keys)
     z = latents.denormalise(x, bias, scale)
     return built.autoencoder.decode(params['decoder'], z)
 
@@ -305,7 +381,7 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
 
 def train_flops(built: Experiment, config):
   """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.sit(built.model)
+  forward = flops.model(built.model)
   total = (3 + built.objective.passes) * forward
   if built.projector:
     total += 3 * flops.projectors(built.projector)

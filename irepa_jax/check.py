@@ -9,13 +9,16 @@ import difflib
 import math
 
 from irepa_jax import errors
+from irepa_jax.names.experiments import base
 
 CHOICES = {
     'attention': ('xla', 'cudnn'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
+    'guidance_ends': ('closed', 'open'),
     'labels': ('random', 'balanced'),
+    'loss_space': ('', 'v', 'x', 'eps'),
     'objective': ('flow_matching', 'mean_flow', 'improved_mean_flow'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
@@ -35,6 +38,7 @@ AT_LEAST = {
     'checkpoint_every': 1,
     'clip': 0,
     'data_threads': 0,
+    'decay_steps': 0,
     'eval_count': 1,
     'eval_every': 0,
     'eval_final_count': 0,
@@ -43,6 +47,7 @@ AT_LEAST = {
     'keep': 1,
     'keep_every': 0,
     'log_every': 1,
+    'lr_min': 0,
     'loss_eps': 0,
     'loss_power': 0,
     'max_failed_saves': 1,
@@ -57,10 +62,17 @@ AT_LEAST = {
     'sample_every': 0,
     'sample_steps': 1,
     'steps': 1,
+    'warmup_epochs': 0,
     'warmup_steps': 0,
     'watchdog_s': 0,
     'weight_decay': 0,
 }
+# What -1 stands for.
+REST = {
+    'mesh_data': 'all that mesh_model and mesh_replica leave',
+    'mesh_replica': 'one for each group of devices',
+}
+SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
 # Mean velocities are learnt, and sampled from, on the linear path alone.
 MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
@@ -68,23 +80,26 @@ MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
 
 def config(config):
   """Checks every field of an experiment and those that depend on others."""
+  _complete(config)
   for field, allowed in CHOICES.items():
     _choice(field, config[field], allowed)
   for field, least in AT_LEAST.items():
     value = config.get(field, least)  # absent from the config of an older run
     _require(value >= least, field, value, f'at least {least}')
-  _require(
-      config.mesh_data == -1 or config.mesh_data >= 1,
-      'mesh_data',
-      config.mesh_data,
-      '1 or more, or -1 for all that mesh_model leaves',
-  )
-  _require(config.time_std > 0, 'time_std', config.time_std, 'above 0')
+  for field, rest in REST.items():
+    value = config.get(field, -1)
+    _require(
+        value == -1 or value >= 1, field, value, f'1 or more, or -1 for {rest}'
+    )
+  for field in ('time_std', 'divisor_floor', 'noise_scale'):
+    _require(config[field] > 0, field, config[field], 'above 0')
   _optimiser(config)
+  _pixels(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
   if config.objective != 'flow_matching':
     _mean_flow(config)
+  _numbers(config)
 
 
 def guidance(scale, low, high):
@@ -120,6 +135,37 @@ def encoder_names(config):
   return tuple(n.strip() for n in config.encoder.split(',') if n.strip())
 
 
+def _complete(config):
+  """Raises UsageError for a config file that lost fields or invents some."""
+  lost = sorted(base.FIELDS.keys() - set(config))
+  if lost:
+    raise errors.UsageError(
+        f'the config has no field {", ".join(lost[:5])}; a config file changes'
+        ' the fields of configs.base.get_config()'
+    )
+  extra = sorted(set(config) - base.FIELDS.keys() - {'preset'})
+  if extra:
+    near = difflib.get_close_matches(extra[0], base.FIELDS, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise errors.UsageError(
+        f'the config has a field {extra[0]!r}{hint}, which nothing reads'
+    )
+
+
+def _numbers(config):
+  """Raises UsageError for numbers that are none, and seeds of too many bits."""
+  for field, value in sorted(config.items()):
+    values = value if isinstance(value, tuple | list) else (value,)
+    numbers = [v for v in values if isinstance(v, float)]
+    _require(
+        all(map(math.isfinite, numbers)), field, value, 'finite'
+    )
+  low, high = SEEDS
+  _require(
+      low <= config.seed <= high, 'seed', config.seed, f'in {low} .. {high}'
+  )
+
+
 def _optimiser(config):
   _require(
       len(config.betas) == 2 and _shares(config.betas),
@@ -145,6 +191,31 @@ def _optimiser(config):
       'batch_size',
       config.batch_size,
       f'a multiple of accumulate={config.accumulate}',
+  )
+
+
+def _pixels(config):
+  """Checks what came with JiT: dropout, the schedule, the scale of the noise."""
+  for field in ('attn_dropout', 'proj_dropout'):
+    share = config[field]
+    _require(_shares([share]), field, share, 'a probability in [0, 1)')
+  _require(
+      not (config.warmup_epochs and config.warmup_steps),
+      'warmup_epochs',
+      config.warmup_epochs,
+      f'0 where warmup_steps is {config.warmup_steps}: one of the two',
+  )
+  _require(
+      not config.decay_steps or config.decay_steps > config.warmup_steps,
+      'decay_steps',
+      config.decay_steps,
+      f'0, or more than warmup_steps={config.warmup_steps}',
+  )
+  _require(
+      config.noise_scale == 1 or config.sampler != 'euler_maruyama',
+      'noise_scale',
+      config.noise_scale,
+      '1 for euler_maruyama, whose score is of unit noise; or use heun, euler',
   )
 
 

@@ -17,6 +17,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from irepa_jax import errors
+from irepa_jax.distributed import peers
+from irepa_jax.distributed import signals
+from irepa_jax.distributed import streams
 from irepa_jax.names import experiments
 from irepa_jax.names import file_names
 from irepa_jax.names.experiments import base
@@ -79,6 +82,8 @@ def options(cls, values=flags.FLAGS):
 
 def run(main):
   """Parses sys.argv, calls main(arguments) and exits with its status."""
+  signals.end_at_once()
+  streams.outlast()
   # A name that is not UTF-8 is shown escaped, wherever it is told.
   sys.stdout.reconfigure(errors='backslashreplace')
   app.run(lambda args: sys.exit(_guarded(main, args)), flags_parser=_parse)
@@ -92,9 +97,16 @@ def _guarded(main, args):
   except KeyboardInterrupt:
     return 130
   except RuntimeError as error:
+    peers.settle()
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return _report(_out_of_memory(error), 1)
+  except OSError as error:  # no space, no permission, a stale mount
+    peers.settle()
+    return _report(error, 1)
+  except Exception:
+    peers.settle()
+    raise
 
 
 def _parse(argv):
@@ -112,7 +124,9 @@ def _parse(argv):
     problem = _flag_problem(str(error))
   except (AttributeError, KeyError) as error:
     problem = _unknown_key(error, argv)
-  except (OSError, ImportError, TypeError, ValueError) as error:
+  except Exception as error:  # whatever the code of a config file raises
+    if _config_name(argv) is None:
+      raise
     problem = _bad_config(error, argv)
   sys.exit(_report(errors.UsageError(problem), 2, debug='--debug' in argv))
 
@@ -131,6 +145,7 @@ def _report(error, status, debug=None):
     traceback.print_exc()
   line = ' '.join(str(error).split())
   print(f'ERROR: {line}', file=sys.stderr, flush=True)
+  peers.end(status, line)
   return status
 
 
@@ -189,7 +204,8 @@ def _bad_config(error, argv):
   path = name.split(':', 1)[0]
   if 'get_config' in str(error):
     return f'config file {path!r} has no function get_config'
-  return f'config {name!r}: {error}'
+  kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+  return f'config {name!r}: {kind}{error}'
 
 
 def _out_of_memory(error):

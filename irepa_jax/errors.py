@@ -4,6 +4,8 @@ They are raised at the border (configuration, files, weights, mesh) with one
 clear line that names the value seen and what would be right.
 """
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, or a host is lost
+
 
 class UsageError(ValueError):
   """A flag, configuration field, mesh or encoder name that cannot work."""

@@ -13,8 +13,6 @@ from absl import flags
 
 from irepa_jax import cli
 from irepa_jax import errors
-from irepa_jax.distributed import host_memory
-from irepa_jax.distributed import start
 from irepa_jax.names.experiments import base
 
 CONFIG = cli.define_config()
@@ -49,6 +47,10 @@ def main(args):
     raise errors.UsageError(
         '--workdir is required for training (checkpoints, metrics)'
     )
+  # Not before: these import JAX, which takes a second and no interrupt.
+  from irepa_jax.distributed import host_memory
+  from irepa_jax.distributed import start
+
   host_memory.keep_freed()
   start.join()
   # After jax.distributed: it imports users of jax.

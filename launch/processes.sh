@@ -13,7 +13,7 @@
 # Process 0 is shown here as well. When one process fails, the others get SIGTERM
 # and after the grace period SIGKILL. SIGTERM and Ctrl-C go to all of them, so
 # that they save. Ends with the status of the first process that failed, or 0;
-# 75 where the job was asked to stop and has saved.
+# 75 where the job was asked to stop and has saved, and no process says otherwise.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -97,7 +97,8 @@ note_status() {
   ((code)) || return 0
   printf 'process %d ended with status %d (%s)\n' \
     "$i" "$code" "$logs/$i.log" >&2
-  ((status == 0)) || return 0
+  # Those whose peer is gone end with 75: its own status says more.
+  ((status == 0 || status == 75)) || return 0
   status=$code
   ((code == 75)) && return 0
   send TERM

@@ -270,7 +270,8 @@ verdict() {
     *' 4 '*) echo 4 ;;
     *' stopped '*) echo stopped ;;
     ' 0 ') echo 0 ;;
-    *' 75 '*) echo 75 ;;
+    ' 75 ' | ' 0 75 ') echo 75 ;;
+    # Also where only one was killed: the others end with 75 then.
     *) echo crashed ;;
   esac
 }

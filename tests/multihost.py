@@ -31,7 +31,8 @@ jax.config.update('jax_num_cpu_devices', devices)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_default_matmul_precision', 'highest')
 if count > 1:
-  jax.distributed.initialize(address, count, rank, heartbeat_timeout_seconds=20)
+  from irepa_jax.distributed import start
+  start.join(address, count, rank, heartbeat_timeout=20)
 import jax.numpy as jnp
 import numpy as np
 def result(**values):

@@ -55,14 +55,14 @@ def data_set(folder, **changes):
   return folder
 
 
-def command(workdir, *flags, preset='irepa', **fields):
+def command(workdir, *flags, recipe='quickstart', preset='irepa', **fields):
   """Returns the words of the command that trains in `workdir`."""
   overrides = [f'--config.{k}={v}' for k, v in (FIELDS | fields).items()]
   return [
       sys.executable,
       '-m',
       'irepa_jax.main',
-      f'--config=configs/quickstart.py:{preset}',
+      f'--config=configs/{recipe}.py:{preset}',
       f'--workdir={workdir}',
       *overrides,
       *flags,
@@ -72,14 +72,14 @@ def command(workdir, *flags, preset='irepa', **fields):
 class Started:
   """One command in one or several processes; use as a context."""
 
-  def __init__(self, workdir, *flags, processes=1, **fields):
-    """Starts it; its output goes to WORKDIR.<number>.log."""
+  def __init__(self, workdir, *flags, processes=1, devices=DEVICES, **fields):
+    """Starts it on `devices` in all; its output goes to WORKDIR.<number>.log."""
     self.workdir = pathlib.Path(workdir)
     words = command(workdir, *flags, **fields)
     port = multihost.free_port()
     self.logs = [self._log() for _ in range(processes)]
     self.processes = [
-        _start(words, log, rank, processes, port)
+        _start(words, log, rank, processes, port, devices // processes)
         for rank, log in enumerate(self.logs)
     ]
 
@@ -157,12 +157,12 @@ def steps(workdir):
   return sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
 
 
-def _start(words, log, rank, processes, port):
+def _start(words, log, rank, processes, port, devices):
   environment = {
       **os.environ,
       **FAST_COMPILE,
       'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(DEVICES // processes),
+      'JAX_NUM_CPU_DEVICES': str(devices),
       'JAX_COMPILATION_CACHE_DIR': str(multihost.CACHE),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_NUMPY_DTYPE_PROMOTION': 'strict',

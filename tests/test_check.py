@@ -58,6 +58,7 @@ WRONG = [
     (dict(features='cache'), "did you mean 'cached'"),
     (dict(mesh_data=0), '-1 for all'),
     (dict(mesh_data=-2), '-1 for all'),
+    (dict(mesh_replica=0), '-1 for one for each group'),
     (dict(mesh_model=0), 'at least 1'),
     (dict(data_threads=-1), 'at least 0'),
     (dict(prefetch=0), 'at least 1'),
@@ -79,6 +80,18 @@ WRONG = [
     (dict(eval_final_count=-1), 'at least 0'),
     (dict(labels='even'), 'one of random, balanced'),
     (dict(quantise='floor'), 'one of truncate, round'),
+    (dict(loss_space='u'), 'one of'),
+    (dict(divisor_floor=0.0), 'above 0'),
+    (dict(noise_scale=-1.0), 'above 0'),
+    (dict(noise_scale=2.0), '1 for euler_maruyama'),
+    (dict(attn_dropout=1.0), 'a probability'),
+    (dict(proj_dropout=-0.1), 'a probability'),
+    (dict(warmup_epochs=-1.0), 'at least 0'),
+    (dict(warmup_epochs=5.0, warmup_steps=10), 'one of the two'),
+    (dict(decay_steps=-1), 'at least 0'),
+    (dict(decay_steps=10, warmup_steps=10), 'more than warmup_steps=10'),
+    (dict(lr_min=-1.0), 'at least 0'),
+    (dict(guidance_ends='half'), 'one of closed, open'),
     (dict(guidance=0.5), '1 .none. or more'),
     (dict(guidance=NAN), '1 .none. or more'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
@@ -88,6 +101,12 @@ WRONG = [
     (dict(loss_eps=-0.01), 'at least 0'),
     (dict(loss_power=-1.0), 'at least 0'),
     (dict(omega_largest=0.5), 'at least 1'),
+    (dict(lr=math.inf), 'must be finite'),
+    (dict(time_mean=NAN), 'must be finite'),
+    (dict(time_std=math.inf), 'must be finite'),
+    (dict(weight_decay=math.inf), 'must be finite'),
+    (dict(seed=2**70), 'in -2147483648 .. 4294967295'),
+    (dict(seed=2**32), 'in -2147483648'),
 ]
 # With the objective of MeanFlow.
 WRONG_MEAN_FLOW = [
@@ -140,6 +159,20 @@ def test_settings_of_mean_flow_that_cannot_work(changes, said):
   assert field in str(raised.value) and str(value) in str(raised.value)
 
 
+def test_a_config_without_some_fields_is_refused():
+  config = changed({})
+  del config.keep, config.betas
+  with pytest.raises(errors.UsageError, match='has no field betas, keep; a'):
+    check.config(config)
+
+
+def test_a_field_that_nothing_reads_is_refused():
+  config = changed({})
+  config.align_dept = 3
+  with pytest.raises(errors.UsageError, match="did you mean 'align_depth'"):
+    check.config(config)
+
+
 @pytest.mark.parametrize('preset', base.ALIGNMENT)
 @pytest.mark.parametrize('module', [base, quickstart, quickstart_meanflow])
 def test_every_preset_passes(module, preset):
@@ -167,10 +200,11 @@ def test_only_some_of_the_encoders_need_weights_of_their_own():
 def test_every_number_has_a_range_and_every_word_its_choices():
   free = {'seed', 'time_mean'}  # any integer, any number
   own = {
-      'align_coefficient', 'betas', 'data_proportion', 'ema',
-      'encoder_weights', 'guidance', 'guidance_low', 'guidance_high', 'kappa',
-      'label_dropout', 'lr', 'mesh_data', 'omega', 'omega_low', 'omega_high',
-      'projector_kernel', 'time_std',
+      'align_coefficient', 'attn_dropout', 'betas', 'data_proportion',
+      'divisor_floor', 'ema', 'encoder_weights', 'guidance', 'guidance_high',
+      'guidance_low', 'kappa', 'label_dropout', 'lr', 'mesh_data',
+      'mesh_replica', 'noise_scale', 'omega', 'omega_high', 'omega_low',
+      'proj_dropout', 'projector_kernel', 'time_std',
   }  # fmt: skip
   # Checked where they are used: names of parts, paths, hub ids, projects.
   names = {

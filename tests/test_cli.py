@@ -59,10 +59,28 @@ def test_usage_errors(args, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+    'text, message',
+    [
+        ('def get_config(:', 'SyntaxError: invalid syntax'),
+        ('1 / 0', 'ZeroDivisionError: division by zero'),
+        ('def get_config():\n  return oops', "NameError: name 'oops'"),
+        ('def get_config():\n  raise RuntimeError("a\\nb")', 'RuntimeError: a b'),
+    ],
+)
+def test_a_config_file_that_fails_is_named(text, message, tmp_path):
+  (tmp_path / 'mine.py').write_text(text)
+  done = run(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run')
+  assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+  (line,) = [s for s in done.stderr.splitlines() if s.startswith('ERROR')]
+  assert 'mine.py' in line and message in line
+
+
+@pytest.mark.parametrize(
     'error, status, message',
     [
         (errors.DataError('no shards'), 3, 'ERROR: no shards\n'),
         (errors.CheckpointError('another\nrun'), 4, 'ERROR: another run\n'),
+        (OSError(28, 'No space left', '/d/x'), 1, "No space left: '/d/x'\n"),
         (
             RuntimeError('x\nRESOURCE_EXHAUSTED: 9 GiB of 8.\ny'),
             1,

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem[0] != '_')
 EXPERIMENTS = [name for name in FILES if name != 'base']
 IMAGENET = ('sit_s', 'sit_b', 'sit_l', 'sit_xl')
+PIXELS = ('jit_b', 'jit_l', 'jit_h')
 PRESETS = tuple(base.ALIGNMENT)
 
 # arXiv 2512.10794 and 2410.06940; for irepa_released the released trainer,
@@ -151,6 +152,9 @@ def test_presets_are_those_of_the_papers(name, preset):
   wanted = dict(ALIGNMENT[preset])
   if name.startswith('quickstart') and config.encoder:
     wanted['align_coefficient'] = '4.0'  # HOG is no encoder of the papers
+  if name in PIXELS and config.encoder:
+    # Of iREPA on JiT, paper and released code are one.
+    wanted |= dict(align_coefficient='0.5', projector_kernel=3, gamma=0.8)
   assert not {k: config[k] for k, v in wanted.items() if config[k] != v}
   assert bool(check.encoder_names(config)) == (preset != 'none')
 
@@ -161,6 +165,86 @@ def test_recipes_are_those_of_the_papers(name):
   assert not {k: config[k] for k, v in RECIPE.items() if config[k] != v}
   assert (config.model, config.align_depth) == MODELS[name]
   assert config.encoder == 'dinov2-vit-b'
+
+
+# arXiv 2511.13720, and 2512.10794 for runs of 200k steps; times are 1 - t.
+JIT = dict(
+    autoencoder='pixels',
+    image_size=256,
+    num_classes=1000,
+    flips=True,
+    path='linear',
+    prediction='x',
+    loss_space='v',
+    divisor_floor=0.05,
+    noise_scale=1.0,
+    time='logit_normal',
+    time_mean=0.8,
+    time_std=0.8,
+    label_dropout=0.1,
+    warmup_epochs=5.0,
+    warmup_steps=0,
+    decay_steps=0,
+    betas=(0.9, 0.95),
+    adam_eps=1e-8,
+    weight_decay=0.0,
+    clip=0.0,
+    ema=(0.9999, 0.9996),
+    projector_hidden=2048,
+    attn_dropout=0.0,
+    sample_steps=50,
+    guidance_low=0.0,
+    guidance_high=0.9,
+    guidance_ends='open',
+    labels='balanced',
+    quantise='round',
+)
+# Size, depth of alignment, dropout, guidance of the paper's row.
+JIT_MODELS = {
+    'jit_b': ('JiT-B/16', 4, 0.0, 2.9),
+    'jit_l': ('JiT-L/16', 8, 0.0, 2.4),
+    'jit_h': ('JiT-H/16', 8, 0.2, 2.2),
+}
+
+
+@pytest.mark.parametrize('preset', ['none', 'none_short', 'repa', 'irepa'])
+@pytest.mark.parametrize('name', PIXELS)
+def test_recipes_of_jit_are_those_of_the_papers(name, preset):
+  config = get(name, preset)
+  wanted = dict(JIT, preset=preset)
+  wanted |= dict(batch_size=256, steps=200_000, sampler='euler', guidance=1.0)
+  if preset == 'none':
+    guidance = JIT_MODELS[name][3]
+    wanted |= dict(batch_size=1024, steps=1251 * 200, sampler='heun')
+    wanted |= dict(guidance=guidance)
+  wanted |= dict(lr=5e-5 * wanted['batch_size'] / 256)
+  assert {k: config[k] for k in wanted} == wanted
+  found = (config.model, config.align_depth, config.proj_dropout)
+  assert found == JIT_MODELS[name][:3]
+  aligned = preset in ('repa', 'irepa')
+  assert config.encoder == ('dinov2-vit-b' if aligned else '')
+
+
+@pytest.mark.parametrize('batch, steps', [(256, 25_020), (1024, 6255)])
+def test_five_epochs_of_imagenet(batch, steps):
+  config = get('jit_l')
+  config.batch_size = batch
+  optimizer = build.optimizer(config)
+  rates = lambda count: _rate(optimizer, count)
+  assert rates(0) == 0
+  for count, share in ((steps // 5, 0.2), (steps - 1, 1 - 1 / steps), (steps, 1)):
+    assert rates(count) == pytest.approx(share * config.lr, rel=1e-6)
+
+
+def _rate(optimizer, count):
+  """Returns the step of AdamW with constant gradients, which is the rate."""
+  params = {'w': jnp.ones(())}
+  state = optimizer.init(params)
+  state = jax.tree.map(lambda x: x + count if x.dtype == jnp.int32 else x, state)
+  with jax.numpy_dtype_promotion('standard'):
+    updates, _ = optimizer.update({'w': jnp.ones(())}, state, params)
+  moment, square = 0.1 / (1 - 0.9 ** (count + 1)), 0.05 / (1 - 0.95 ** (count + 1))
+  return -float(updates['w']) / (moment / square**0.5)
 
 
 @pytest.mark.parametrize('name', MEAN_FLOW)
@@ -202,7 +286,9 @@ def test_presets_differ_in_nothing_but_alignment():
   own = {'preset', 'encoder', 'align_coefficient', 'projector'}
   own |= {'projector_kernel', 'spatial_norm'}
   for name in EXPERIMENTS:
-    configs = [get(name, preset) for preset in PRESETS]
+    # Of JiT, `none` is the paper's own run, which is longer.
+    short = {'none': 'none_short'} if name in PIXELS else {}
+    configs = [get(name, short.get(preset, preset)) for preset in PRESETS]
     common = [{k: v for k, v in c.items() if k not in own} for c in configs]
     assert all(c == common[0] for c in common), name
 

@@ -93,14 +93,24 @@ def shuffled(candidate, seed=0):
   return name, load_shuffled
 
 
-def hidden(name, model, params, latents, *, t, path=paths.linear, seed=0):
+def hidden(
+    name,
+    model,
+    params,
+    latents,
+    *,
+    t,
+    path=paths.linear,
+    seed=0,
+    noise_scale=1.0,
+):
   """Returns the Representation of a diffusion model's tokens at time t.
 
   The tokens are those after block `model.align_depth`. Image i always has the
   same noise, and the null label where the data has no labels.
 
   latents: inputs.Batch -> x [b h w c], clean and normalised.
-  t: 0 is data, 1 is noise.
+  t: 0 is data, 1 is noise, of standard deviation noise_scale.
   """
   side = model.size // model.patch
   key = jax.random.key(seed)
@@ -109,7 +119,8 @@ def hidden(name, model, params, latents, *, t, path=paths.linear, seed=0):
   def tokens(params, x, index, label):
     draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:])
     time = jnp.full(len(x), t, jnp.float32)
-    noisy = paths.interpolate(x, jax.vmap(draw)(index), time, path)
+    noise = noise_scale * jax.vmap(draw)(index)
+    noisy = paths.interpolate(x, noise, time, path)
     label = jnp.where(label < 0, model.num_classes, label)
     return model.apply({'params': params}, noisy, time, label)[1]
 

@@ -3,16 +3,19 @@
 Orbax writes and reads the arrays. It restores flipped bits without a word
 and counts an empty directory as a step, so two things are added: every step
 carries a digest of each leaf (saved_step.py), and restoring walks from the
-newest step to the oldest until the digests agree. A damaged step is named,
-moved to `damaged/` and passed over. A step that merely belongs to another
-model or optimiser is refused instead, and nothing is moved.
+newest step to the oldest until the digests agree. A damaged step is named and
+passed over, and moved to `damaged/` once an older one is found whole. Nothing
+is moved where a step merely belongs to another model or optimiser, where no
+step is whole, or where the processes do not see the same files.
 
 On disk: DIRECTORY/<step>/{state,meta}, DIRECTORY/damaged/<step>.
 """
 
 import contextlib
 import functools
+import hashlib
 import itertools
+import json
 import time
 
 from absl import logging
@@ -29,6 +32,7 @@ OK, DAMAGED, REFUSED = range(3)  # outcomes of reading, in order of weight
 UNFINISHED = '.orbax-checkpoint-tmp'
 CLEANING_TRIES, CLEANING_S = 20, 0.1
 MAX_STEPS = 1024  # newest steps that a restore considers
+SEEN_TRIES, SEEN_S = 10, 1
 
 orbax_noise.silence()
 
@@ -215,18 +219,24 @@ def _newest(directory, read, *, quarantine):
   """Returns read(folder) of the newest step that is whole; None if no step."""
   directory = epath.Path(directory)
   candidates = steps(directory)[::-1]
+  _check_seen(directory, _step_list, 'the same steps')
+  damaged = []
   for step, older in itertools.zip_longest(candidates, candidates[1:]):
     try:
-      return _together(read, directory / str(step))
+      found = _together(read, directory / str(step))
     except saved_step.Damaged as damage:
       then = 'no older step' if older is None else f'using {older}'
       logging.warning('step %d damaged (%s); %s', step, damage, then)
-    if quarantine:
-      processes.on_first(functools.partial(_set_aside, directory, step))
+      _check_seen(directory / str(step), _file_list, 'the same files')
+      damaged.append(step)
+      continue
+    for newer in damaged if quarantine else ():
+      processes.on_first(functools.partial(_set_aside, directory, newer))
+    return found
   if candidates or processes.worst(_has_files(directory / 'damaged')):
     raise errors.CheckpointError(
-        f'every checkpoint under {directory} is damaged (see'
-        f' {directory / "damaged"}; without it a run starts from step 0)'
+        f'every checkpoint under {directory} is damaged; nothing was moved.'
+        ' Without that folder the run starts from step 0'
     )
   return None
 
@@ -255,14 +265,52 @@ def _together(read, folder):
   except (saved_step.Damaged, errors.CheckpointError) as raised:
     error = raised
   mine = {type(None): OK, saved_step.Damaged: DAMAGED}.get(type(error), REFUSED)
-  worst = processes.worst(mine)
-  if worst == OK:
+  told = processes.gather(f'{mine}{error or ""}')
+  worst = max(text[0] for text in told)
+  if int(worst) == OK:
     saved_step.verify(found)
     return found
-  if worst == mine:
+  if int(worst) == mine:
     raise error
-  kind = saved_step.Damaged if worst == DAMAGED else errors.CheckpointError
-  raise kind(f'{folder}: another process of this job says why')
+  kind = saved_step.Damaged if int(worst) == DAMAGED else errors.CheckpointError
+  process = [text[0] for text in told].index(worst)
+  raise kind(f'process {process}: {told[process][1:]}')
+
+
+def _check_seen(folder, look, what):
+  """Raises CheckpointError unless all processes see the same of a folder.
+
+  look(folder) -> text. A network file system may show news a little late.
+  """
+  for _ in range(SEEN_TRIES):
+    seen = processes.gather(look(folder))
+    if len(set(seen)) == 1:
+      return
+    time.sleep(SEEN_S)
+  other = next(i for i, text in enumerate(seen) if text != seen[0])
+  raise errors.CheckpointError(
+      f'{folder}: the processes do not see {what}: process {other}'
+      f' {seen[other][:80] or "nothing"}, process 0 {seen[0][:80] or "nothing"}.'
+      ' It has to be one folder, mounted on every host; nothing was moved'
+  )
+
+
+def _step_list(directory):
+  found = sorted(_numbered(directory))[-MAX_STEPS:]
+  return ' '.join(str(s) for s in found if _has_files(directory / str(s)))
+
+
+def _file_list(folder):
+  """Returns the number of files below a folder, and a digest of their sizes."""
+  files = sorted((str(path), path.stat().length) for path in _files(folder))
+  digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]
+  return f'{len(files)} files ({digest})' if files else ''
+
+
+def _files(folder):
+  """Yields the files below a folder."""
+  for path in folder.iterdir() if folder.is_dir() else ():
+    yield from _files(path) if path.is_dir() else [path]
 
 
 # The directory ---------------------------------------------------------------

@@ -7,6 +7,7 @@ orbax would cast; the digests are compared by the caller, on every process.
 """
 
 import contextlib
+import errno
 import functools
 import json
 from typing import Any
@@ -22,6 +23,8 @@ from irepa_jax import errors
 from irepa_jax.checkpoints import digest
 from irepa_jax.names import file_names
 
+# Errors of a file system that speak of the files; all others of the storage.
+ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 # Errors of the surroundings, not of the files (names of gRPC and absl).
 NOT_DAMAGE = (
     'RESOURCE_EXHAUSTED',
@@ -137,7 +140,14 @@ def _read_arrays(folder, wanted):
       partial_restore=True,
   )
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    return handler.restore(for_orbax(folder) / 'state', args=args)
+    found = handler.restore(for_orbax(folder) / 'state', args=args)
+  # Of what its own description no longer names, orbax returns the shape.
+  for name, leaf in wanted.items():
+    if not isinstance(found.get(name), jax.Array):
+      raise Damaged(f'{name}: no array under this name')
+    if _kind(found[name]) != _kind(leaf):
+      raise Damaged(f'{name}: {_kind(found[name])}, not {_kind(leaf)}')
+  return found
 
 
 def absolute(path):
@@ -213,7 +223,8 @@ def _reading(folder):
   except (Damaged, errors.CheckpointError, MemoryError):
     raise
   except Exception as raised:  # of orbax, TensorStore, JSON: many types
-    if isinstance(raised, PermissionError) or any(
+    number = getattr(raised, 'errno', None)
+    if number not in (None, *ABSENT) or any(
         name in str(raised) for name in NOT_DAMAGE
     ):
       raise errors.CheckpointError(

@@ -15,6 +15,7 @@ import numpy as np
 from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import records
+from irepa_jax.data import sound
 from irepa_jax.names import file_names
 
 NAME = 'manifest.json'
@@ -57,6 +58,7 @@ class Manifest:
   flips: tuple  # mirrored records, in the order of `shards`
   skipped: int  # unreadable images, listed in skipped.txt
   settings: dict  # of the preparation
+  coloured: int = 0  # images whose colours the autoencoder has dropped
   version: int = VERSION
 
 
@@ -100,6 +102,38 @@ def check_local(folder):
     )
 
 
+def of_images(manifest, name, channels, *, cached=False):
+  """Returns the manifest as a model on pixels sees it: images and labels.
+
+  Latents that stand beside the images are left out, so that images are mirrored
+  where they are read and need no records of their own; with cached features
+  they do.
+
+  Args:
+    manifest: of the data set.
+    name: of the autoencoder that stands for pixels.
+    channels: of an image.
+    cached: whether the cached features are wanted.
+  """
+  if manifest.image_format == 'none':
+    raise errors.DataError(
+        f'the records hold no images, which a model on {name} reads; prepare'
+        ' with --image_format=jpeg or png'
+    )
+  return dataclasses.replace(
+      manifest,
+      autoencoder=name,
+      autoencoder_sha256='',
+      moments_shape=(),
+      latent_mean=(),
+      latent_std=(),
+      bias=(0.0,) * channels,
+      scale=(1.0,) * channels,
+      encoders=manifest.encoders if cached else (),
+      flips=manifest.flips if cached else (),
+  )
+
+
 def check(
     manifest,
     *,
@@ -114,6 +148,7 @@ def check(
     cached=False,
     images_needed=False,
     flips=False,
+    drop_colours=True,
 ):
   """Raises DataError where a data set contradicts an experiment.
 
@@ -128,6 +163,7 @@ def check(
     cached: the targets are read from the records.
     images_needed: an encoder or the model reads the images.
     flips: mirrored records are wanted.
+    drop_colours: whether latents of brightness alone will do.
   """
   _check_images(manifest, image_size, images_needed)
   _check_labels(manifest, num_classes)
@@ -139,15 +175,28 @@ def check(
     _check_encoders(manifest, encoders)
   if flips:
     check_flips(manifest)
+  if manifest.coloured and not drop_colours:
+    raise errors.DataError(
+        f'{manifest.coloured:,} of {manifest.count:,} images have colours, and'
+        f' {manifest.autoencoder!r} keeps brightness alone: samples would be'
+        ' grey. Prepare with another autoencoder, or set'
+        ' --config.drop_colours=true'
+    )
 
 
 def check_flips(manifest):
   """Raises DataError where examples cannot be mirrored: images alone can."""
   if not manifest.flips and (manifest.moments_shape or manifest.encoders):
     raise errors.DataError(
-        'the data set holds no mirrored latents; prepare it with --flip or set'
-        ' flips=False'
+        'the data set holds no mirrored latents or features; prepare it with'
+        ' --flip or set flips=False'
     )
+
+
+def places(manifest, names):
+  """Returns where the tokens of encoders stand in a record; True is all."""
+  stored = [item.name for item in manifest.encoders]
+  return range(len(stored)) if names is True else [*map(stored.index, names)]
 
 
 def check_moments(manifest, moments):
@@ -211,6 +260,12 @@ def _check_labels(manifest, num_classes):
 def _check_autoencoder(manifest, name, sha256):
   if name is None:
     return
+  if manifest.autoencoder == 'none' != name:
+    raise errors.DataError(
+        f'the records hold no latents; the config has autoencoder {name!r}:'
+        f' prepare with --autoencoder={name}, or train on the images with'
+        ' autoencoder=pixels and a JiT'
+    )
   if manifest.autoencoder != name:
     raise errors.DataError(
         f'latents were made by autoencoder {manifest.autoencoder!r}; the config'
@@ -257,14 +312,15 @@ def _check_scale(manifest, bias, scale):
 
 
 def _check_encoders(manifest, encoders):
-  stored = [item.name for item in manifest.encoders]
+  stored = {item.name: item for item in manifest.encoders}
   wanted = [name for name, _ in encoders]
-  if stored != wanted:
+  if not stored.keys() >= set(wanted):
     raise errors.DataError(
-        f'cached features are of {stored or "no encoder"}; the config wants'
+        f'cached features are of {list(stored) or "no encoder"}; the config wants'
         f' {wanted}: prepare with --encoder={",".join(wanted)}'
     )
-  for item, (name, sha256) in zip(manifest.encoders, encoders, strict=True):
+  for name, sha256 in encoders:
+    item = stored[name]
     if item.sha256 and sha256 and item.sha256 != sha256:
       raise errors.DataError(
           f'cached features of {name!r} come from weights with sha256'
@@ -283,9 +339,11 @@ def _parse(fields, path):
         for item in fields.pop('encoders')
     )
     fields = {k: _tuple(v) for k, v in fields.items()}
-    return Manifest(**fields, **shards, encoders=features)
+    manifest = Manifest(**fields, **shards, encoders=features)
   except (TypeError, KeyError) as error:
     raise errors.DataError(f'{path} is not complete: {error}') from error
+  sound.check(manifest, path)
+  return manifest
 
 
 def _tuple(value):

@@ -9,6 +9,7 @@ nothing else: process p of P writes every P-th span.
 
 import json
 import pathlib
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class Part(NamedTuple):
   square: tuple  # of z**2
   enlarged: int  # images smaller than the crop
   skipped: tuple  # (position, name, reason)
+  coloured: int = 0  # images whose colours the autoencoder drops
 
 
 def plan(length, shard_size):
@@ -108,6 +110,19 @@ def check_settings(folder, seen, wanted):
         f'{folder} holds a data set prepared with {"; ".join(differ)}: choose'
         ' another --out, or remove that folder'
     )
+
+
+def check_writable(folder):
+  """Makes a folder; raises UsageError where nothing can be written there."""
+  try:
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise errors.UsageError(
+        f'out {folder} is no folder to write to: {error.strerror}'
+    ) from error
 
 
 def check_folder(folder, settings):
@@ -202,6 +217,7 @@ def assemble(job, parts, *, codec, encoders):
       flips=tuple(part.flip for part in kept if part.flip),
       skipped=sum(len(part.skipped) for part in parts),
       settings=job.settings,
+      coloured=sum(part.coloured for part in kept),
   )
 
 

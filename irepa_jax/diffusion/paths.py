@@ -107,6 +107,52 @@ def convert(
   return _FROM_V[target](_TO_V[source](value, x_t, c), x_t, c)
 
 
+def error_ratio(
+    x: Float[Array, 'b ...'],
+    t: Time,
+    path: Path = linear,
+    *,
+    source: str,
+    target: str,
+    floor: float = 0.0,
+) -> Float[Array, '...']:
+  """Returns what an error of `source` is as one of `target`, both 'v', 'x', 'eps'.
+
+  At one x_t their sizes are as D : sigma : alpha, so that a mean of squares in
+  one space is that of another times this ratio squared. The divisor stays above
+  `floor`; x is there for its shape.
+  """
+  c = Coefficients(*(f(_like(t, x)) for f in path[:4]), floor)
+  size = {'v': c.determinant, 'x': c.sigma, 'eps': c.alpha}
+  return size[target] / jnp.maximum(size[source], floor)
+
+
+def floored_velocity(
+    value: Float[Array, 'b ...'],
+    x_t: Float[Array, 'b ...'],
+    t: Time,
+    path: Path = linear,
+    *,
+    source: str,
+    floor: float,
+) -> Float[Array, 'b ...']:
+  """Returns v from 'v', 'x' or 'eps', as one quotient whose divisor is floored.
+
+    v = (sigma' x_t - D x) / sigma = (alpha' x_t + D noise) / alpha
+
+  Above the floor that is `convert`, which keeps the floor below the noise (or
+  below x) alone. JiT divides so (arXiv 2511.13720): near data it slows down.
+  """
+  c = Coefficients(*(f(_like(t, x_t)) for f in path[:4]), floor)
+  if source == 'x':
+    above = c.d_sigma * x_t - c.determinant * value
+    return above / jnp.maximum(c.sigma, floor)
+  if source == 'eps':
+    above = c.d_alpha * x_t + c.determinant * value
+    return above / jnp.maximum(c.alpha, floor)
+  return value
+
+
 class Coefficients(NamedTuple):
   """A path at one time, shaped to multiply images."""
 

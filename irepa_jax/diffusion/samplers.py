@@ -122,6 +122,7 @@ def guided(
     *,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
+    ends: str = 'closed',
     null_label: int,
 ) -> Velocity:
   """Returns the velocity v_null + scale * (v_y - v_null) of a network.
@@ -132,6 +133,9 @@ def guided(
     scale: 1 is no guidance, and one evaluation.
     interval: guided where low <= t <= high, compared in float32; elsewhere the
       network sees the classes only, at half the cost.
+    ends: closed, as here, decided once for a step (ldm/samplers.py); or open as
+      in JiT: low < t < high, where 0 and 1 are no bounds, decided for every
+      evaluation.
     null_label: the label that stands for no class.
   """
   low, high = interval
@@ -152,7 +156,7 @@ def guided(
     v_y, v_null = jnp.moveaxis(v.reshape(-1, 2, *x.shape[1:]), 1, 0)
     return v_null + scale * (v_y - v_null)
 
-  return Guided(both, conditional, (low, high))
+  return Guided(both, conditional, (low, high), ends == 'open')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +166,7 @@ class Guided:
   inside: Velocity
   outside: Velocity
   interval: tuple[float, float]
+  open: bool = False
 
   def __call__(self, x, t):
     return self.decided(t)(x, t)
@@ -169,7 +174,10 @@ class Guided:
   def decided(self, t) -> Velocity:
     """Returns the velocity with or without guidance, as at time t."""
     low, high = (jnp.float32(bound) for bound in self.interval)
-    within = (low <= t) & (t <= high)
+    if self.open:
+      within = ((low < t) | (low == 0)) & ((t < high) | (high == 1))
+    else:
+      within = (low <= t) & (t <= high)
     return lambda x, t: jax.lax.cond(within, self.inside, self.outside, x, t)
 
 
@@ -177,9 +185,10 @@ def held(velocity: Velocity, t) -> Velocity:
   """Returns the velocity whose guidance is that of time t at any time.
 
   Parity: in ldm/samplers.py the interval decides once in a step, by the time
-  at its start, also for Heun's second evaluation.
+  at its start, also for Heun's second evaluation. An open one (JiT) is not held.
   """
-  return velocity.decided(t) if isinstance(velocity, Guided) else velocity
+  decides = isinstance(velocity, Guided) and not velocity.open
+  return velocity.decided(t) if decides else velocity
 
 
 def _noise(x, steps, noises, key):

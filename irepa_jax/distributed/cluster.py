@@ -8,6 +8,7 @@ VM of one host, a SLURM job of one task and a plain shell are one process.
 
 import importlib.util
 import os
+import pathlib
 import re
 from typing import NamedTuple
 import urllib.error
@@ -81,9 +82,11 @@ def _checked(processes):
           f'several processes were asked for by {source}, but {name} is not'
           ' known; set it'
       )
-  if not re.fullmatch(r'[^\s/]+:\d{1,5}', coordinator):
+  host = re.fullmatch(r'[^\s/]+:(\d{1,5})', coordinator)
+  if not host or not 0 < int(host[1]) < 2**16:
     raise errors.UsageError(
-        f'the coordinator is {coordinator!r}; it must be host:port'
+        f'the coordinator is {coordinator!r}; it must be host:port, the port'
+        ' from 1 to 65535'
     )
   if count < 1 or not 0 <= index < count:
     raise errors.UsageError(
@@ -95,12 +98,13 @@ def _checked(processes):
 
 def _slurm(environ):
   """Returns the tasks of an srun step, if they are several."""
-  tasks = environ.get('SLURM_STEP_NUM_TASKS') or environ.get('SLURM_NTASKS')
-  if tasks is None or int(tasks) < 2:
+  names = 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS'
+  tasks = next((_number(environ, n) for n in names if environ.get(n)), 1)
+  if tasks < 2:
     return None
   if 'SLURM_STEP_NODELIST' not in environ or 'SLURM_PROCID' not in environ:
     logging.warning(
-        'the SLURM job has %s tasks, but this process was not started by srun:'
+        'the SLURM job has %d tasks, but this process was not started by srun:'
         ' it runs alone',
         tasks,
     )
@@ -110,22 +114,27 @@ def _slurm(environ):
   node = re.match(r'(?:[^\[,]|\[[^\]]*\])+', nodes).group()
   node = re.sub(r'\[(\w+)[^\]]*\]', r'\1', node)
   here = _repeated(environ.get('SLURM_STEP_TASKS_PER_NODE', '1'))
-  local = int(environ.get('SLURM_LOCALID', 0))
+  place = _number(environ, 'SLURM_NODEID', 0)
+  if place >= len(here):
+    raise errors.UsageError(
+        f'SLURM_NODEID is {place}, but SLURM_STEP_TASKS_PER_NODE names'
+        f' {len(here)} nodes'
+    )
   return Processes(
       'SLURM',
-      f'{node}:{_port(environ, int(environ["SLURM_JOB_ID"]))}',
-      int(tasks),
-      int(environ['SLURM_PROCID']),
-      _share(environ, local, here[int(environ.get('SLURM_NODEID', 0))]),
+      f'{node}:{_port(environ, _known(environ, "SLURM_JOB_ID"))}',
+      tasks,
+      _known(environ, 'SLURM_PROCID'),
+      _share(environ, _number(environ, 'SLURM_LOCALID', 0), here[place]),
   )
 
 
 def _mpi(environ):
   """Returns the ranks of an Open MPI run, if they are several."""
-  size = int(environ.get('OMPI_COMM_WORLD_SIZE', 1))
+  size = _number(environ, 'OMPI_COMM_WORLD_SIZE', 1)
   if size < 2:
     return None
-  here = int(environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', size))
+  here = _number(environ, 'OMPI_COMM_WORLD_LOCAL_SIZE', size)
   # Open MPI 4: '1531576320.0;tcp://10.0.0.1,10.1.0.1:34911'. Version 5 does
   # not say where rank 0 runs.
   address = re.match(
@@ -138,8 +147,8 @@ def _mpi(environ):
       'Open MPI',
       host and f'{host}:{_port(environ, number)}',
       size,
-      int(environ['OMPI_COMM_WORLD_RANK']),
-      _share(environ, int(environ['OMPI_COMM_WORLD_LOCAL_RANK']), here),
+      _known(environ, 'OMPI_COMM_WORLD_RANK'),
+      _share(environ, _known(environ, 'OMPI_COMM_WORLD_LOCAL_RANK'), here),
   )
 
 
@@ -148,12 +157,14 @@ def _tpu(environ):
   platforms = environ.get('JAX_PLATFORMS', '')
   if (platforms and 'tpu' not in platforms) or not _has_libtpu():
     return None
-  names = environ.get('TPU_PROCESS_ADDRESSES') or environ.get(
-      'TPU_WORKER_HOSTNAMES'
+  names = (
+      _addresses_of_file(environ)
+      or environ.get('TPU_PROCESS_ADDRESSES')
+      or environ.get('TPU_WORKER_HOSTNAMES')
   )
   if names:  # GKE
     hosts = [name.split(':')[0] for name in names.split(',')]
-    worker, slices = environ.get('TPU_WORKER_ID'), environ
+    worker, slices = _number(environ, 'TPU_WORKER_ID'), environ
   elif 'TPU_SKIP_MDS_QUERY' not in environ:  # JAX sets it without TPU chips
     ends = _metadata(environ, 'worker-network-endpoints')
     # 'host,host' or 'name:id:address,name:id:address'
@@ -166,11 +177,11 @@ def _tpu(environ):
     return None
   if environ.get('TPU_PROCESS_BOUNDS') == '1,1,1':  # one host, on purpose
     hosts, worker = hosts[:1], '0'
-  count = len(hosts) * int(slices.get('MEGASCALE_NUM_SLICES') or 1)
+  count = len(hosts) * (_number(slices, 'MEGASCALE_NUM_SLICES') or 1)
   if count < 2:
     return None
   first = slices.get('MEGASCALE_COORDINATOR_ADDRESS') or hosts[0]
-  index = int(slices.get('MEGASCALE_SLICE_ID') or 0) * len(hosts)
+  index = (_number(slices, 'MEGASCALE_SLICE_ID') or 0) * len(hosts)
   port = environ.get('JAX_COORDINATOR_PORT', TPU_PORT)
   return Processes(
       'the TPU slice',
@@ -178,6 +189,21 @@ def _tpu(environ):
       count,
       None if worker is None else index + int(worker),
   )
+
+
+def _addresses_of_file(environ):
+  """Returns what the file of TPU_PROCESS_ADDRESSES_PATH says, if it is set."""
+  if not (path := environ.get('TPU_PROCESS_ADDRESSES_PATH')):
+    return None
+  try:
+    text = pathlib.Path(path).read_text().strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UsageError(
+        f'TPU_PROCESS_ADDRESSES_PATH is {path!r}: {error}'
+    ) from error
+  if not text:
+    raise errors.UsageError(f'TPU_PROCESS_ADDRESSES_PATH: {path} is empty')
+  return text
 
 
 def _has_libtpu():
@@ -209,11 +235,22 @@ def _tpu_environment(environ):
   return {**dict(pairs), **environ}
 
 
-def _number(environ, name):
+def _number(environ, name, default=None):
   text = environ.get(name)
-  if text is not None and not text.isdecimal():
+  if text and not text.isdecimal():
     raise errors.UsageError(f'{name} is {text!r}; it must be a number')
-  return None if text is None else int(text)
+  return int(text) if text else default
+
+
+def _known(environ, name):
+  """Returns a number that what started the processes always sets."""
+  number = _number(environ, name)
+  if number is None:
+    raise errors.UsageError(
+        f'{name} is not set, though others of its kind are; set'
+        ' IREPA_NUM_PROCESSES=1 to run alone'
+    )
+  return number
 
 
 def _port(environ, job):

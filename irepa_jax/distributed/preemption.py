@@ -1,22 +1,28 @@
 """Notices that the machine is being taken away, and processes that hang.
 
-SIGTERM (preemption, scancel, kubectl delete) and the first Ctrl-C ask the
-loop to save and to exit with EXIT_STATUS; launchers start the job again on it.
-One process listens by itself. With several, the notifier of jax.distributed
-owns SIGTERM, tells the other processes, and lets all of them stop after the
-same call of `reached`, whichever of them was told.
+Each of signals.STOP asks the loop to save and to exit with EXIT_STATUS;
+launchers start the job again on it. One process listens by itself. With
+several, the notifier of jax.distributed owns SIGTERM, tells the other
+processes, and lets all of them stop after the same call of `reached`, whichever
+of them was told.
 """
 
 import faulthandler
 import os
 import signal
 import sys
+import time
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+from irepa_jax import errors
+from irepa_jax.distributed import signals
+
+EXIT_STATUS = errors.TRY_AGAIN
+SECOND_S = 1.0  # two interrupts within it are one
+
 
 
 class Preemption:
@@ -35,6 +41,7 @@ class Preemption:
     self._stop = False  # all processes have agreed to
     self._calls = 0
     self._watchdog_s = watchdog_s
+    self._asked = None  # when the key was first pressed
     self._before = {
         number: signal.signal(number, self._on_signal)
         for number in self._signals()
@@ -74,12 +81,16 @@ class Preemption:
 
   def _signals(self):
     # With several processes SIGTERM belongs to the notifier in C++.
-    return [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
+    owned = [signal.SIGTERM] if self._several else []
+    return [s for s in signals.listened() if s not in owned]
 
   def _on_signal(self, number, frame):
-    """The first signal asks for an orderly stop, a second Ctrl-C is at once."""
-    del number, frame
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Asks for an orderly stop; Ctrl-C again, a second later, for one now."""
+    now = time.monotonic()
+    if number == signal.SIGINT:
+      if self._asked is not None and now - self._asked > SECOND_S:
+        signal.default_int_handler(number, frame)
+      self._asked = self._asked or now
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)  # the notifier tells the others
     else:

@@ -1,7 +1,9 @@
 """Agreement between the processes of one job.
 
 With one process nothing is communicated. With several, every process has to
-call these functions in the same order, as with any collective.
+call these functions in the same order, as with any collective. They talk over
+the line that start.join has opened; where JAX was started in another way, by
+its collectives.
 """
 
 import collections
@@ -16,9 +18,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax.distributed import peers
 
 SHOWN = 3  # differences named in one line
-MAX_TEXT = 2048  # bytes of a message sent from process 0
 BY_STATUS = {
     kind.exit_status: kind
     for kind in (errors.UsageError, errors.DataError, errors.CheckpointError)
@@ -32,27 +34,27 @@ def is_first():
 
 def worst(code):
   """Returns the largest of the processes' small integers."""
-  if jax.process_count() == 1:
-    return int(code)
-  return int(multihost_utils.process_allgather(np.int32(code)).max())
+  return max(map(int, gather(str(int(code)))))
 
 
 def from_first(values, size):
-  """Returns process 0's list of at most `size` integers to every process."""
-  if jax.process_count() == 1:
-    return list(values)[:size]
-  row = np.full(size + 1, -1, np.int32)
-  if is_first():
-    row[0] = min(len(values), size)
-    row[1 : row[0] + 1] = list(values)[:size]
-  row = multihost_utils.broadcast_one_to_all(row)
-  return [int(v) for v in row[1 : row[0] + 1]]
+  """Returns the first `size` integers of process 0 to every process."""
+  mine = list(map(int, values))[:size] if is_first() else []
+  return json.loads(gather(json.dumps(mine))[0])
 
 
 def text_from_first(text):
-  """Returns process 0's text (shortened to MAX_TEXT bytes) to every process."""
-  data = list(text.encode()[:MAX_TEXT]) if is_first() else []
-  return bytes(from_first(data, MAX_TEXT)).decode(errors='ignore')
+  """Returns the text of process 0 to every process."""
+  return gather(text)[0]
+
+
+def gather(text):
+  """Returns the texts of all processes, in order; also a place to meet."""
+  if jax.process_count() == 1:
+    return [text]
+  # Names that are not UTF-8 travel as well.
+  found = _all_gather(text.encode(errors='surrogateescape'))
+  return [data.decode(errors='surrogateescape') for data in found]
 
 
 def on_first(action):
@@ -70,10 +72,8 @@ def on_first(action):
     if error:
       raise error
     return
-  message = text_from_first(
-      f'{getattr(error, "exit_status", 4)}{error}' if error else ''
-  )
-  if message:
+  text = f'{getattr(error, "exit_status", 4)}{error}' if error else ''
+  if message := gather(text)[0]:
     raise error or _copy(message)
 
 
@@ -153,6 +153,8 @@ def software():
 
 def _all_gather(data):
   """Returns the bytes of every process, which may differ in length."""
+  if line := peers.line():
+    return line.gather(data)
   sizes = multihost_utils.process_allgather(np.int32(len(data)))
   padded = np.frombuffer(data.ljust(int(sizes.max()), b'\0'), np.uint8)
   rows = multihost_utils.process_allgather(padded)

@@ -2,15 +2,19 @@
 
 jax.distributed waits in silence and then aborts the process. So before it
 starts, process 0 listens at the coordinator's port, the others tell it who they
-are, and it sends everyone the list of the missing until that is empty. The
-port is then free again for jax.distributed. Messages are lines of JSON:
-{"process", "count", "host"} to process 0; {"missing"} or {"error"} from it.
+are, and it sends everyone the list of the missing until that is empty. Then it
+listens no longer, so that jax.distributed can, and the connections stay as the
+line between the processes (peers.py). Messages are lines of JSON: {"process",
+"count", "host"} to process 0; {"missing", "host"} or {"error"} from it.
 """
 
+import contextlib
 import json
 import select
 import socket
 import time
+from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 
@@ -24,8 +28,18 @@ RETRY_S = 0.5  # between two attempts to reach process 0
 HELLO_S = 2  # for a connection to say who it is
 
 
+class Connection(NamedTuple):
+  """To another process."""
+
+  socket: socket.socket
+  lines: Any  # what it says, as a binary file
+  host: str  # where it runs
+
+
 def meet(processes, *, timeout, report_every=30):
   """Returns when all processes of the job have called it.
+
+  Returns {process: Connection}: process 0 to all others, these to process 0.
 
   Args:
     processes: a complete cluster.Processes.
@@ -39,9 +53,8 @@ def meet(processes, *, timeout, report_every=30):
   deadline = time.monotonic() + timeout
   if processes.index == 0:
     with _listen(int(processes.coordinator.rsplit(':', 1)[1])) as listener:
-      _receive(listener, processes, deadline, timeout, report_every)
-  else:
-    _report(processes, deadline, timeout, report_every)
+      return _receive(listener, processes, deadline, timeout, report_every)
+  return {0: _report(processes, deadline, timeout, report_every)}
 
 
 def _listen(port):
@@ -60,8 +73,8 @@ def _listen(port):
 
 
 def _receive(listener, processes, deadline, timeout, report_every):
-  """What process 0 does: collects the others, tells them, lets them go."""
-  peers = {}  # process -> (connection, host)
+  """What process 0 does: collects the others and tells them."""
+  peers = {}  # process -> Connection
   started = time.monotonic()
   report = started + report_every
   try:
@@ -76,35 +89,37 @@ def _receive(listener, processes, deadline, timeout, report_every):
       wait = min(report, deadline) - now
       if select.select([listener], [], [], max(wait, 0.01))[0]:
         _admit(listener.accept()[0], peers, processes.count)
+    listener.close()  # before the others start jax.distributed
     _tell(peers, {'missing': []})
+    return peers
   except errors.UsageError as error:
     _tell(peers, {'error': str(error)})
+    for connection in peers.values():
+      connection.socket.close()
     raise
-  finally:  # the others close first, so that the port is free at once
-    for connection, _ in peers.values():
-      _drain(connection)
 
 
 def _admit(connection, peers, count):
   """Adds the process at the other end; UsageError if it cannot belong here."""
   connection.settimeout(HELLO_S)
   try:
-    hello = json.loads(connection.makefile('rb').readline())
+    lines = connection.makefile('rb')
+    hello = json.loads(lines.readline())
     process, host = int(hello['process']), str(hello['host'])
   except (OSError, ValueError, TypeError, KeyError):
     connection.close()  # not one of ours: a port scan or a health check
     return
   before = peers.get(process)
-  peers[process] = connection, host
+  peers[process] = Connection(connection, lines, host)
   if hello['count'] != count or not 0 < process < count:
     raise errors.UsageError(
         f'process 0 expects {count} processes, but {host} is process'
         f' {process} of {hello["count"]}'
     )
-  if before and _open(before[0]):
+  if before and _open(before.socket):
     error = (
         f'two processes say that they are process {process} of {count}: on'
-        f' {before[1]} and on {host}'
+        f' {before.host} and on {host}'
     )
     _tell({process: before}, {'error': error})
     raise errors.UsageError(error)
@@ -127,10 +142,11 @@ def _report(processes, deadline, timeout, report_every):
       )
       report += report_every
     try:
-      with socket.create_connection((host.strip('[]'), port), 5) as connection:
-        if _wait(connection, processes, deadline, started):
-          return
-        problem = 'it went away'
+      connection = socket.create_connection((host.strip('[]'), port), 5)
+      if found := _wait(connection, processes, deadline, started):
+        return found
+      connection.close()
+      problem = 'it went away'
     except OSError as error:
       problem = error.strerror or error
     time.sleep(RETRY_S)
@@ -141,7 +157,7 @@ def _report(processes, deadline, timeout, report_every):
 
 
 def _wait(connection, processes, deadline, started):
-  """Returns whether process 0 said that all are there, before it went away."""
+  """Returns the Connection once all are there; None if process 0 goes away."""
   hello = {
       'process': processes.index,
       'count': processes.count,
@@ -150,14 +166,15 @@ def _wait(connection, processes, deadline, started):
   connection.sendall(json.dumps(hello).encode() + b'\n')
   # Process 0 may have started later than this one and then waits longer.
   connection.settimeout(2 * max(deadline - time.monotonic(), HELLO_S))
-  for line in connection.makefile('rb'):
+  lines = connection.makefile('rb')
+  for line in lines:
     message = json.loads(line)
     if 'error' in message:
       raise errors.UsageError(message['error'])
     if not message['missing']:
-      return True
+      return Connection(connection, lines, message['host'])
     _log(message['missing'], processes, time.monotonic() - started)
-  return False
+  return None
 
 
 def _missing(peers, count):
@@ -189,11 +206,10 @@ def _names(missing):
 
 
 def _tell(peers, message):
-  for connection, _ in peers.values():
-    try:
-      connection.sendall(json.dumps(message).encode() + b'\n')
-    except OSError:  # a process that went away is missed by jax.distributed
-      continue
+  data = json.dumps(message | {'host': socket.gethostname()}).encode() + b'\n'
+  for connection in peers.values():
+    with contextlib.suppress(OSError):  # one that went away is missed later
+      connection.socket.sendall(data)
 
 
 def _open(connection):
@@ -205,14 +221,3 @@ def _open(connection):
     return True
   except OSError:
     return False
-
-
-def _drain(connection):
-  """Waits for the other end to close."""
-  try:
-    connection.settimeout(HELLO_S)
-    while connection.recv(64):
-      pass
-  except OSError:
-    pass
-  connection.close()

@@ -1,13 +1,17 @@
 """Meshes, and which axis of the mesh splits which axis of an array.
 
-A mesh has two axes. `data` splits the batch and, under FSDP, every large
+A mesh has three axes. `data` splits the batch and, under FSDP, every large
 parameter with its optimiser state and moving averages; `model` splits matrices
 as tensor parallelism does (Megatron, arXiv 1909.08053): the first product of a
-block by its outputs, the second by its inputs. A spec is found from the path
-of a parameter and its shape alone, so optimiser state, which repeats those
-paths, is split in the same way.
+block by its outputs, the second by its inputs. `replica` splits the batch
+alone: each group of devices that share a fast network (a TPU slice, a node or
+an NVLink domain) holds all weights, so that between groups only gradients
+travel (hybrid sharding, arXiv 2304.11277 section 3.2.2). A spec is found from
+the path of a parameter and its shape alone, so optimiser state, which repeats
+those paths, is split in the same way.
 """
 
+import itertools
 import math
 import re
 
@@ -19,7 +23,8 @@ import numpy as np
 
 from irepa_jax import errors
 
-DATA, MODEL = 'data', 'model'
+REPLICA, DATA, MODEL = AXES = 'replica', 'data', 'model'
+ROWS = REPLICA, DATA  # what splits the rows of a batch
 # Arrays with fewer elements stay whole: gathering them costs more than memory.
 LARGE = 2**14
 # Tensor parallelism by path; the number is the axis that `model` splits.
@@ -33,46 +38,115 @@ MODEL_AXIS = (
 )
 
 
-def make_mesh(data=-1, model=1, *, devices=None, allow_subset=False):
-  """Arranges devices as (data, model); data=-1 takes what model leaves.
+def make_mesh(
+    data=-1, model=1, replica=-1, *, devices=None, allow_subset=False
+):
+  """Arranges devices as (replica, data, model), neighbours on the last axes.
 
-  Raises UsageError when the mesh needs more devices than there are, or leaves
-  some idle without `allow_subset`.
+  Args:
+    data: parts of the batch, and of the weights under FSDP; -1: what the
+      others leave.
+    model: parts of a matrix; always within a group of devices.
+    replica: copies of the weights; -1: one for each group. 1 splits the
+      weights over all groups.
+    devices: all of the job, by default.
+    allow_subset: some devices may stay idle.
+
+  Raises UsageError when the mesh needs more devices than there are, leaves
+  some idle without `allow_subset`, or does not fit the groups.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  data = count // model if data == -1 else data
-  size = data * model
+  groups = _groups(devices)
+  replica = len(groups) if replica == -1 else replica
+  data = len(devices) // (replica * model) if data == -1 else data
+  shape = replica, data, model
+  _check_size(shape, groups, allow_subset)
+  across = math.gcd(replica, len(groups))  # replicas; the rest is data
+  outer = across, len(groups) // across, 1
+  inner = tuple(n // m for n, m in zip(shape, outer, strict=True))
+  if math.prod(inner) * len(groups) != math.prod(shape):
+    raise errors.UsageError(
+        f'a mesh of {_words(shape)} does not fit {_count(groups)}; mesh_replica'
+        ' has to be a multiple or a divisor of the number of groups, mesh_model'
+        ' a divisor of the devices of one'
+    )
+  blocks = [_arranged(group, inner) for group in groups]
+  blocks = np.reshape(np.stack(blocks), outer + inner)
+  laid = np.reshape(np.transpose(blocks, (0, 3, 1, 4, 2, 5)), shape)
+  return jax.sharding.Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def group(device):
+  """Returns which group a device belongs to: within one the network is fast.
+
+  JAX numbers TPU slices and, on GPUs, nodes or NVLink domains in this way.
+  """
+  return getattr(device, 'slice_index', None) or 0
+
+
+def _groups(devices):
+  """Returns the devices of each group, as many of each."""
+  parts = itertools.groupby(sorted(devices, key=group), key=group)
+  groups = [list(part) for _, part in parts]
+  least = min(map(len, groups))
+  if any(len(part) > least for part in groups):
+    raise errors.UsageError(
+        f'groups of {", ".join(str(len(part)) for part in groups)} devices'
+        ' (slices, nodes): they have to be equal'
+    )
+  return groups
+
+
+def _arranged(devices, shape):
+  """Returns the devices of one group in the order of its network."""
+  return jax.make_mesh(
+      shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  ).devices
+
+
+def _check_size(shape, groups, allow_subset):
+  """Raises UsageError for a mesh of more or fewer devices than there are."""
+  size, count = math.prod(shape), sum(map(len, groups))
   if size < 1 or size > count:
     raise errors.UsageError(
-        f'a mesh of data {data} x model {model} needs {max(size, model)}'
-        f' devices, there are {count} ({devices[0].device_kind}); data -1 x'
-        f' model 1 takes them all'
+        f'a mesh of {_words(shape)} needs {max(size, *shape)} devices, there'
+        f' are {_count(groups)} ({groups[0][0].device_kind}); mesh_data -1 x'
+        ' mesh_model 1 takes them all'
     )
   if size < count and not allow_subset:
     raise errors.UsageError(
-        f'a mesh of data {data} x model {model} leaves'
-        f' {count - size} of {count} devices idle; set mesh_data=-1 or'
-        ' allow_subset=true'
+        f'a mesh of {_words(shape)} leaves {count - size} of {count} devices'
+        ' idle; set mesh_data=-1 or allow_subset=true'
     )
-  return jax.make_mesh(
-      (data, model),
-      (DATA, MODEL),
-      axis_types=(AxisType.Auto, AxisType.Auto),
-      devices=devices[:size],
-  )
+
+
+def _words(shape):
+  """Returns 'data 4 x model 2', with the replicas where there are several."""
+  named = zip(AXES, shape, strict=True)
+  return ' x '.join(f'{k} {n}' for k, n in named if k != REPLICA or n != 1)
+
+
+def _count(groups):
+  """Returns '8', or '8 in 2 groups'."""
+  count = sum(map(len, groups))
+  return f'{count} in {len(groups)} groups' if len(groups) > 1 else str(count)
+
+
+def row_parts(mesh):
+  """Returns into how many parts a mesh splits the rows of a batch."""
+  return mesh.shape[REPLICA] * mesh.shape[DATA]
 
 
 def check_batch(batch_size, mesh, accumulate=1):
   """Raises UsageError unless every device gets whole rows of a microbatch."""
-  unit = mesh.shape[DATA] * accumulate
+  unit = row_parts(mesh) * accumulate
   if batch_size < 1 or batch_size % unit:
     near = sorted(
         {max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit}
     )
     raise errors.UsageError(
         f'batch_size={batch_size} is not divisible by {unit} (data'
-        f' {mesh.shape[DATA]} x accumulate {accumulate}); nearest:'
+        f' {row_parts(mesh)} x accumulate {accumulate}); nearest:'
         f' {", ".join(map(str, near))}'
     )
 
@@ -106,8 +180,8 @@ def tree_shardings(tree, mesh, *, fsdp=True):
 
 
 def batch_sharding(mesh):
-  """Returns the sharding of a batch: rows over `data`, the rest whole."""
-  return NamedSharding(mesh, P(DATA))
+  """Returns the sharding of a batch: rows over ROWS, the rest whole."""
+  return NamedSharding(mesh, P(ROWS))
 
 
 def replicated(mesh):

@@ -16,7 +16,9 @@ import jax
 
 from irepa_jax import errors
 from irepa_jax.distributed import cluster
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import rendezvous
+from irepa_jax.names import places
 
 START_TIMEOUT_S = 300
 HEARTBEAT_TIMEOUT_S = 100
@@ -53,13 +55,16 @@ def join(
   job = cluster.find(coordinator, num_processes, process_id)
   if job is None:
     _keep_programs()
-    return
-  rendezvous.meet(
-      job,
-      timeout=_seconds(
-          initialization_timeout, 'IREPA_START_TIMEOUT', START_TIMEOUT_S
-      ),
+  else:
+    _join(job, initialization_timeout, heartbeat_timeout)
+  _check_platform()
+
+
+def _join(job, initialization_timeout, heartbeat_timeout):
+  timeout = _seconds(
+      initialization_timeout, 'IREPA_START_TIMEOUT', START_TIMEOUT_S
   )
+  peers.open_(job.index, rendezvous.meet(job, timeout=timeout))
   jax.distributed.initialize(
       job.coordinator,
       job.count,
@@ -80,6 +85,20 @@ def join(
   )
 
 
+def _check_platform():
+  """Raises UsageError where JAX_PLATFORMS names what is not there."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    if not (platforms := jax.config.jax_platforms):
+      raise
+    reason = str(error).strip().split('\n')[0] or 'no such device or plugin'
+    raise errors.UsageError(
+        f'JAX_PLATFORMS is {platforms!r}: {reason}; leave it away to take what'
+        ' is there, or cpu'
+    ) from error
+
+
 def _keep_programs():
   """Keeps compiled programs in the cache folder of the user.
 
@@ -89,9 +108,9 @@ def _keep_programs():
   """
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  folder = pathlib.Path(cache, 'irepa_jax', f'xla-{_processor()}')
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  if (cache := places.cache()) is not None:
+    folder = cache / f'xla-{_processor()}'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _processor():

@@ -16,6 +16,7 @@ own devices made.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.distributed import sharding
+from irepa_jax.models import layers
 
 NOBODY = -1  # the number of a row that only fills a batch
 
@@ -110,7 +112,8 @@ def generate(
 ) -> Iterator[Part]:
   """Yields the images of these numbers, as far as they are this process's.
 
-  While a part is being used the next one is already computed.
+  While a part is being used the next one is already computed; images leave
+  the device as soon as they are made, whatever it does next.
 
   Args:
     render: of make_renderer, with the same mesh.
@@ -122,7 +125,7 @@ def generate(
 
   Raises DataError when an image is not finite.
   """
-  unit = mesh.shape[sharding.DATA] if mesh else 1
+  unit = sharding.row_parts(mesh) if mesh else 1
   if mesh:
     sharding.check_batch(batch_size, mesh)
   size = min(batch_size, -(-len(numbers) // unit) * unit)
@@ -133,7 +136,7 @@ def generate(
     batch = np.full(size, NOBODY, np.int32)
     chosen = numbers[first : first + size]
     batch[: len(chosen)] = chosen
-    done, ahead = ahead, render(params, _place(batch, mesh))
+    done, ahead = ahead, _leaving(render(params, _place(batch, mesh)))
     if done is not None:
       yield _finished(*done)
   if ahead is not None:
@@ -146,9 +149,7 @@ def cast(params, dtype):
   A model that computes in this dtype gives the same images, bit for bit, and
   reads half the memory in every step.
   """
-  return jax.jit(lambda tree: jax.tree.map(lambda w: w.astype(dtype), tree))(
-      params
-  )
+  return jax.jit(functools.partial(layers.cast, dtype=dtype))(params)
 
 
 def _labels(labels, num_classes):
@@ -183,6 +184,13 @@ def _place(batch, mesh):
   if mesh is None:
     return jnp.asarray(batch)
   return sharding.put(batch, sharding.batch_sharding(mesh))
+
+
+def _leaving(made):
+  """Starts the transfer of arrays to the host, for when they are computed."""
+  for array in jax.tree.leaves(made):
+    array.copy_to_host_async()
+  return made
 
 
 def _finished(part, finite):

@@ -42,7 +42,7 @@ def _whole(mesh):
 
 def layout(spaces, side, mesh):
   """Returns {SPACE/FEATURE: width} in the order of the columns."""
-  shape = (mesh.shape[sharding.DATA], *side, 3)
+  shape = (sharding.row_parts(mesh), *side, 3)
   image = jax.ShapeDtypeStruct(shape, jnp.uint8)
   found = {
       f'{space.name}/{name}': x.shape[1]

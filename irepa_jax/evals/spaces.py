@@ -104,7 +104,7 @@ def by_chunks(features, mesh=None):
 
   if mesh is None:
     return jax.jit(in_chunks)
-  rows = jax.P(sharding.DATA)
+  rows = jax.P(sharding.ROWS)
   split = jax.shard_map(
       in_chunks, mesh=mesh, in_specs=(jax.P(), rows), out_specs=rows,
       check_vma=False,

@@ -162,7 +162,7 @@ def target_name(v, runs):
 
 def batch_size(v, pictures, mesh):
   """Returns --batch_size, no more than needed, in whole rows per device."""
-  unit = mesh.shape[sharding.DATA]
+  unit = sharding.row_parts(mesh)
   return -(-min(v.batch_size, len(pictures)) // unit) * unit
 
 

@@ -1,15 +1,20 @@
 """Checkpoints of the official trainers, as states of ours and back.
 
 An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
-AdamW, moments by the position of a parameter), `args` and `steps`. A plain
-state dict, as the SiT release has it, is taken for both model and average. The
+AdamW, moments by the position of a parameter), `args` and `steps`. That of JiT
+has two averages, `model_ema1` and `model_ema2`, `optimizer` and `epoch`, and
+the prefix `net.` before every name. A plain state dict, as the SiT release has
+it, is taken for both model and average. The
 official MeanFlow writes checkpoints of flax, which weights.flax_files turns into
 the same layout; they lack the position table, which is a constant.
 """
 
 import contextlib
+import functools
 import json
 import re
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +30,17 @@ from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
 from irepa_jax.models import autoencoders
+from irepa_jax.models import just_image
 from irepa_jax.models import layers
+from irepa_jax.names import places
 from irepa_jax.runs import directory
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
 MOMENTS = {'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
+JIT_AVERAGES = ('model_ema1', 'model_ema2')
+AVERAGES = ('ema', *JIT_AVERAGES)
+JIT_PREFIX = 'net.'
 
 
 def import_(file, config, workdir, *, latent_statistics=''):
@@ -45,7 +55,7 @@ def import_(file, config, workdir, *, latent_statistics=''):
   content = files.read(files.fetch(file))
   mesh = sharding.make_mesh(allow_subset=True)
   built = build.experiment(config)
-  if double_output(sections(content)[0]):
+  if double_output(sections(content).model):
     built = built._replace(
         model=built.model.clone(out_channels=2 * built.model.channels)
     )
@@ -73,61 +83,114 @@ def import_(file, config, workdir, *, latent_statistics=''):
 def export(workdir, out, *, ema=0, step=None):
   """Writes a run in the official layout; OUT ends in .pt or .safetensors.
 
-  ema: which average, from 0; step: of the checkpoint, None is the newest.
+  A .pt of JiT holds both averages. ema: which one else, from 0; step: of the checkpoint, None is the newest.
   """
+  places.try_file(out)
   run = saved_run.open_(workdir)
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)
+  whole = not str(out).endswith('.safetensors')
+  averages = [average]
+  if whole and is_jit(run.built):
+    averages = [
+        saved_run.load(run, mesh, ema=i, step=meta['step'])[0]
+        for i in range(len(run.config.ema))
+    ]
   params, _ = saved_run.load_params(run, mesh, step=meta['step'])
   content = from_state(
       run.built,
       params,
-      average,
+      averages,
       steps=meta['step'],
       args=json.loads(run.config.to_json()),
   )
-  if str(out).endswith('.safetensors'):
-    files.write_safetensors(out, content['ema'])
-  else:
+  if whole:
     files.write_torch(out, content)
-  print(f'{out}: step {meta["step"]}, {len(content["ema"])} arrays')
+  else:
+    name = next(name for name in AVERAGES if name in content)
+    files.write_safetensors(out, content[name])
+  print(f'{out}: step {meta["step"]}, {len(content["model"])} arrays')
 
 
-def sections(content):
-  """Returns (model, ema, opt or None, steps) of a file that was read."""
+class Sections(NamedTuple):
+  """What a file holds."""
+
+  model: dict[str, Any]  # a state dict, by the names of the network
+  averages: tuple[dict[str, Any], ...]  # one or more
+  opt: dict[str, Any] | None  # state of AdamW
+  numbered: list[str]  # the parameters in the order of `opt`
+  steps: int
+
+
+def sections(content, batch_size=0):
+  """Returns the Sections of a file that was read.
+
+  batch_size: of the run, for files that count epochs (of ImageNet) alone.
+  """
   if all(isinstance(v, np.ndarray) for v in content.values()):
-    return content, content, None, 0
-  found = [content[k] for k in ('model', 'ema') if k in content]
+    plain = _named(content)
+    return Sections(plain, (plain,), None, list(plain), 0)
+  found = {k: _named(content[k]) for k in ('model', *AVERAGES) if k in content}
   if not found:
     raise errors.DataError(
         f'the file holds {sorted(map(str, content))[:6]}; neither a state dict'
         ' nor a checkpoint with `model` or `ema`'
     )
-  steps = content.get('steps', content.get('step', 0))
-  return found[0], found[-1], content.get('opt'), int(steps)
+  model = next(iter(found.values()))
+  averages = tuple(v for k, v in found.items() if k in AVERAGES) or (model,)
+  opt, numbered = content.get('opt'), list(model)
+  if 'optimizer' in content:
+    opt, numbered = content['optimizer'], _by_decay(model)
+  steps = content.get('steps', content.get('step'))
+  if steps is None and opt:
+    steps = max((entry['step'] for entry in opt['state'].values()), default=0)
+  if steps is None:
+    epoch = build.IMAGENET // batch_size if batch_size else 0
+    steps = content.get('epoch', 0) * epoch
+  return Sections(model, averages, opt, numbered, int(steps))
+
+
+def _named(state_dict):
+  """Takes the prefix of JiT away."""
+  return {k.removeprefix(JIT_PREFIX): v for k, v in state_dict.items()}
+
+
+def _by_decay(model):
+  """Returns trained parameters as JiT's optimiser numbers them.
+
+  Parity: jit/util/misc.py add_weight_decay: first those without decay.
+  """
+  names = [name for name in model if name != 'pos_embed']
+  free = lambda name: model[name].ndim == 1 or name.endswith('.bias')
+  return [n for n in names if free(n)] + [n for n in names if not free(n)]
 
 
 def double_output(state_dict):
   """Whether the final layer returns twice the channels (the SiT release)."""
+  if 'x_embedder.proj.weight' not in state_dict:
+    return False
   pixels = state_dict['x_embedder.proj.weight'].shape[1:]
   return len(state_dict['final_layer.linear.bias']) == 2 * int(np.prod(pixels))
 
 
 def looks_like(state_dict):
-  """Describes a SiT by its state dict: 'SiT-B/2 (12 blocks, 768 wide)'."""
+  """Describes a model by its state dict: 'SiT-B/2 (12 blocks, 768 wide)'."""
   blocks = {
       int(m[1]) for k in state_dict if (m := re.match(r'blocks\.(\d+)\.', k))
   }
-  weight = state_dict.get('x_embedder.proj.weight')
-  if not blocks or weight is None:
+  embed = lambda name: state_dict.get(f'x_embedder.{name}.weight')
+  kind = 'SiT' if embed('proj') is not None else 'JiT'
+  first = embed('proj') if kind == 'SiT' else embed('proj1')
+  last = embed('proj') if kind == 'SiT' else embed('proj2')
+  if not blocks or first is None or last is None:
     return 'no diffusion transformer'
-  depth, (width, _, patch, _) = len(blocks), weight.shape
+  depth, width, patch = len(blocks), len(last), first.shape[2]
   names = [
-      f'SiT-{size}/{patch}'
-      for size, fields in models.SIZES.items()
+      f'{kind}-{size}/{patch}'
+      for size, fields in models.FAMILIES[kind].sizes.items()
       if (fields['depth'], fields['width']) == (depth, width)
   ]
-  return f'{(names or ["a SiT"])[0]} ({depth} blocks, {width} wide)'
+  return f'{(names or [f"a {kind}"])[0]} ({depth} blocks, {width} wide)'
 
 
 def to_state(built, config, content):
@@ -135,48 +198,69 @@ def to_state(built, config, content):
 
   Raises DataError where the file holds another architecture.
   """
-  model, ema, opt, steps = sections(content)
-  model, ema = (_with_positions(built.model, part) for part in (model, ema))
-  params, average = (_params(built, config, part) for part in (model, ema))
+  file = sections(content, config.batch_size)
+  filled = functools.partial(_with_positions, built.model)
+  file = file._replace(
+      model=filled(file.model), averages=tuple(map(filled, file.averages))
+  )
   state = jax.eval_shape(
       lambda: setup.init_state(built, config, jax.random.key(0))
   )
   missing = []
-  params, average = (
-      _with_projector(built, config, tree, missing)
-      for tree in (params, average)
+  params, *averages = (
+      _with_projector(built, config, _params(built, config, part), missing)
+      for part in (file.model, *file.averages[: len(config.ema)])
   )
+  # A file with fewer averages than the run gives its last one again.
+  averages += averages[-1:] * (len(config.ema) - len(averages))
   zeros = lambda tree: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), tree)
   optimiser = zeros(state.opt_state)
-  if opt:
+  if file.opt:
     optimiser = optax.tree_utils.tree_set(
-        optimiser, **_moments(built, model, opt, params)
+        optimiser, **_moments(built, file, params)
     )
   else:
     missing.append('the moments of AdamW, which start from zero')
   return (
       state._replace(
-          step=np.int32(steps),
+          step=np.int32(file.steps),
           params=params,
           opt_state=optimiser,
-          ema=tuple(average for _ in config.ema),
+          ema=tuple(averages),
           skipped=np.int32(0),
       ),
       missing,
   )
 
 
-def from_state(built, params, average, *, steps, args):
-  """Returns an official checkpoint of the arrays of a run."""
+def from_state(built, params, averages, *, steps, args):
+  """Returns an official checkpoint of the arrays of a run.
+
+  averages: all of them, for JiT; else the one to export.
+  """
   entries = lambda tree: convert.to_official(
       built.model, built.projector, jax.tree.map(np.asarray, tree)
   )
+  if not is_jit(built):
+    return {
+        'model': entries(params),
+        'ema': entries(averages[0]),
+        'args': args,
+        'steps': steps,
+    }
+  # A run with one average gives it twice.
+  trees = (params, averages[0], averages[min(1, len(averages) - 1)])
+  names = ('model', *JIT_AVERAGES)
+  epoch = max(build.IMAGENET // args['batch_size'], 1)
   return {
-      'model': entries(params),
-      'ema': entries(average),
-      'args': args,
-      'steps': steps,
-  }
+      name: {JIT_PREFIX + k: v for k, v in entries(tree).items()}
+      for name, tree in zip(names, trees, strict=True)
+  } | {'args': args, 'epoch': steps // epoch, 'steps': steps}
+
+
+def is_jit(built):
+  """Whether the model is one of JiT, whose files have two averages."""
+  return isinstance(built.model, just_image.JiT)
 
 
 def _meta(config, built, statistics):
@@ -230,15 +314,14 @@ def _with_projector(built, config, params, missing):
   return params | {'projector': new}
 
 
-def _moments(built, model, opt, params):
-  """Returns mu, nu and count; parameters are numbered as in the state dict."""
-  numbered = list(model)
-  saved = {numbered[i]: entry for i, entry in opt['state'].items()}
+def _moments(built, file, params):
+  """Returns mu, nu and count; parameters are numbered as in the file."""
+  saved = {file.numbered[i]: entry for i, entry in file.opt['state'].items()}
   moments = {}
   for ours, theirs in MOMENTS.items():
     filled = {
         name: saved[name][theirs] if name in saved else np.zeros_like(value)
-        for name, value in model.items()
+        for name, value in file.model.items()
     }
     tree = convert.from_official(built.model, built.projector, filled)
     if not tree['projector']:

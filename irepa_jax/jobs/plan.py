@@ -4,10 +4,10 @@ With a topology the whole training step is compiled for a TPU slice or GPUs that
 are not there, by the real compiler.
 """
 
-import collections
 import os
 import pathlib
 import re
+import sys
 import time
 from typing import NamedTuple
 
@@ -17,11 +17,15 @@ import numpy as np
 
 from irepa_jax import build
 from irepa_jax import errors
+from irepa_jax.distributed import collectives
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import setup
 
 # Accelerator types that the compiler wants to read from its environment.
-TYPES = {'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e'}
+TYPES = {
+    'v4': 'v4', 'v5e': 'v5litepod', 'v5p': 'v5p', 'v6e': 'v6e',
+    'tpu7x': 'tpu7x',
+}  # fmt: skip
 
 
 # GPUs as the compiler describes them, one file each.
@@ -31,39 +35,64 @@ TARGETS = pathlib.Path(__file__).parent / 'targets'
 # Without a GPU, kernels that have to be tried out cannot be chosen: matrix
 # products are left to cuBLAS.
 GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
-COLLECTIVE = re.compile(
-    r'= \(?(\w+)\[.*? (all-gather|all-reduce|reduce-scatter|all-to-all|'
-    r'collective-permute)(?:-start)?\('
-)
 GIB = 2**30
+# Memory of a device that a program can use, GiB: as the compilers of TPUs say,
+# and of NVIDIA's data sheets.
+MEMORY_GIB = {'v4': 31.25, 'v5e': 15.75, 'v5p': 95.0, 'v6e': 31.25, 'h200': 131.3}
+LESS = '--config.remat=full, --config.fsdp=true, --config.accumulate=2'
 
 
-def plan(config, slice_name=''):
+def plan(config, slice_name='', slices=1):
   """Returns what a run needs, as a dict.
 
-  slice_name: of `topology`; without, the devices at hand are counted on.
+  slice_name: of `topology`, and `slices` of it; without, the devices at hand
+    are counted on.
   """
-  devices = topology(slice_name) if slice_name else jax.devices()
-  mesh = sharding.make_mesh(
-      config.mesh_data,
-      config.mesh_model,
-      devices=devices,
-      allow_subset=config.allow_subset,
-  )
+  devices = topology(slice_name, slices) if slice_name else jax.devices()
+  mesh = setup.make_mesh(config, devices)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
   report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
   report |= sizes(shapes)
+  _say(f'{config.model} on {len(devices)} x {devices[0].device_kind}')
   flops = build.train_flops(built, config)
   report['train_gflop_per_image'] = round(flops / 1e9, 1)
   if slice_name:
+    _say('compiling the training step: seconds for small models, minutes for XL')
     report |= compiled(built, config, mesh, shapes)
-  return report
+  kind = slice_name.partition(':')[0]
+  return report | verdict(report, MEMORY_GIB.get(kind))
 
 
-def topology(name):
-  """Returns the devices of a TPU slice, or GPUs, that are not there."""
+def verdict(report, available):
+  """Says whether it fits. available: GiB of a device, None where unknown.
+
+  Without a compiled step only the state is known, which is a lower bound.
+  """
+  if 'temporaries_gib' in report:
+    needed = report['arguments_gib'] + report['temporaries_gib']
+    what = 'arguments and temporaries of the compiled step'
+  else:
+    names = ('state_gib_per_device', 'encoders_gib_per_device')
+    needed = sum(report[name] for name in names)
+    what = 'weights and optimiser alone; --topology counts all of the step'
+  told = {'needed_gib': round(needed, 2), 'needed_for': what}
+  if available is None:
+    return told | {'fits': 'unknown: memory of the device is not known'}
+  told |= {'available_gib': available}
+  if needed > available:
+    return told | {'fits': f'no: less memory by {LESS}'}
+  return told | {'fits': 'yes' if 'temporaries_gib' in report else 'perhaps'}
+
+
+def _say(text):
+  """Tells on standard error what takes its time; the JSON stays alone."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def topology(name, slices=1):
+  """Returns the devices of TPU slices, or nodes of GPUs, that are not there."""
   kind, _, bounds = name.partition(':')
   target = TARGETS / f'{kind}.txtpb'
   gpus = sorted(path.stem for path in TARGETS.glob('*.txtpb'))
@@ -72,7 +101,7 @@ def topology(name):
         name,
         'cuda',
         'jax[cuda12]',
-        topology=f'1x1x{bounds or 1}',
+        topology=f'{slices}x1x{bounds or 1}',
         target_config=target.read_text(),
     )
   if kind not in TYPES or not re.fullmatch(r'\d+(x\d+)+', bounds):
@@ -85,9 +114,11 @@ def topology(name):
       'TPU_SKIP_MDS_QUERY': '1',
       'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
       'TPU_WORKER_HOSTNAMES': 'localhost',
+      # Beside a program that holds the chips of this machine, if it has any.
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
   single = {'chips_per_host_bounds': [1, 1, 1]} if chips == 1 else {}
-  return _found(name, 'tpu', 'libtpu', **single)
+  return _found(name, 'tpu', 'libtpu', num_slices=slices, **single)
 
 
 def _found(name, platform, package, **options):
@@ -148,12 +179,14 @@ def compiled(built, config, mesh, shapes):
         ' memory: --config.remat=full, --config.fsdp=true,'
         ' --config.accumulate=2'
     ) from error
-  memory = program.memory_analysis()
+  memory, text = program.memory_analysis(), _text(program)
+  groups = [sharding.group(device) for device in mesh.devices.flat]
   return {
       'compile_s': round(time.time() - start),
       'arguments_gib': round(memory.argument_size_in_bytes / GIB, 2),
       'temporaries_gib': round(memory.temp_size_in_bytes / GIB, 2),
-      'collectives': collectives(_text(program)),
+      'collectives': collectives.counted(text),
+      'between_slices': collectives.crossing(text, groups),
   }
 
 
@@ -168,11 +201,3 @@ def _text(program):
   except jax.errors.JaxRuntimeError as error:
     logging.warning('no count of collectives: %s', str(error).split('\n')[0])
     return ''
-
-
-def collectives(text):
-  """Counts collectives of a compiled program as {'all-gather bf16': n}."""
-  found = collections.Counter(
-      f'{name} {dtype}' for dtype, name in COLLECTIVE.findall(text)
-  )
-  return dict(sorted(found.items()))

@@ -6,6 +6,8 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.jobs import options
 
+NO_LATENTS = ('none', 'pixels')  # images alone, for models on pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -13,7 +15,7 @@ class Options:
 
   image_size: int = options.option(256, 'Side of the crop in pixels.')
   autoencoder: str = options.option(
-      'sd-vae-ft-mse', 'Its name; none keeps images without latents.'
+      'sd-vae-ft-mse', 'Its name; pixels (or none) keeps images alone.'
   )
   weights: str = options.option(
       '', 'Of the autoencoder: path or hub id; empty is its published source.'
@@ -65,7 +67,16 @@ def checked(**fields):
       raise errors.UsageError(
           f'{name}={getattr(chosen, name)!r}: one of {", ".join(allowed)}'
       )
+  if chosen.autoencoder == 'pixels' and chosen.image_format == 'none':
+    raise errors.UsageError(
+        "image_format='none' with autoencoder='pixels' keeps nothing: jpeg or png"
+    )
   for name in ('image_size', 'shard_size', 'batch_size'):
     if getattr(chosen, name) < 1:
       raise errors.UsageError(f'{name}={getattr(chosen, name)}: 1 or more')
+  for name in ('threads', 'num_classes', 'max_images'):
+    if getattr(chosen, name) < 0:
+      raise errors.UsageError(f'{name}={getattr(chosen, name)}: 0 or more')
+  if not 0 <= chosen.max_skipped <= 1:
+    raise errors.UsageError(f'max_skipped={chosen.max_skipped}: from 0 to 1')
   return chosen

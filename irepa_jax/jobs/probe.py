@@ -71,7 +71,7 @@ def accuracies(
   sets = [inputs.open_pictures(data, size, limit)]
   if test:
     sets.append(inputs.open_pictures(test, size, limit))
-  unit = mesh.shape[sharding.DATA]
+  unit = sharding.row_parts(mesh)
   batch_size = -(-batch_size // unit) * unit
   named = [
       (name, [load] * len(sets))

@@ -20,6 +20,7 @@ import numpy as np
 from irepa_jax import build
 from irepa_jax import errors
 from irepa_jax.distributed import processes
+from irepa_jax.distributed import sharding
 from irepa_jax.evals import digits
 from irepa_jax.evals import generate
 from irepa_jax.evals import generated
@@ -54,6 +55,7 @@ class Reports:
         path = os.path.join(workdir, 'samples', f'{step:07d}.png')
         pictures.write(path, sheet)
         log.images(step, 'samples', sheet)
+        log.note(f'step {step}: samples in {path}')
 
     def scores(state, step):
       count = config.eval_count
@@ -95,7 +97,7 @@ class Sampler:
 
   def parts(self, state, count, stop, step, render=None):
     """Yields generate.Part of this process; fewer when told to stop."""
-    unit = self.mesh.shape['data']
+    unit = sharding.row_parts(self.mesh)
     size = math.ceil(min(BATCH, self.config.batch_size, count) / unit) * unit
     return generate.generate(
         render or self.render,
@@ -161,6 +163,7 @@ class Frechet:
     )
     self._sampler = sampler
     self._widths = generated.layout((network,), side, sampler.mesh)
+    references.check_widths(reference, self._widths)
     self._render = generated.renderer(sampler.render, (network,), sampler.mesh)
 
   def scores(self, state, step, count, stop, workdir):

@@ -78,6 +78,7 @@ def candidate(run, mesh, pictures, block, t, *, step=None):
         t=t,
         path=paths.PATHS[run.config.path],
         seed=run.config.seed,
+        noise_scale=run.config.noise_scale,
     )
 
   return name, load
@@ -111,6 +112,7 @@ def _check_data(run, pictures):
   if (
       not isinstance(origin, inputs.DataSet)
       or not origin.manifest.moments_shape
+      or not run.built.autoencoder.stored
   ):
     return False
   model = run.built.model

@@ -4,7 +4,6 @@ Neither the data set nor the optimiser is read: what sampling needs beside the
 weights (latent statistics, the autoencoder) stands in the checkpoint.
 """
 
-import json
 from typing import Any
 from typing import NamedTuple
 
@@ -28,8 +27,9 @@ PORTABLE = {'attention': 'xla', 'remat': 'none', 'allow_subset': True}
 # What is told about images beside which checkpoint made them.
 TOLD = (
     'model', 'seed', 'labels', 'num_classes', 'sampler', 'sample_steps', 'path',
-    'prediction', 'guidance', 'guidance_low', 'guidance_high', 'quantise',
-    'dtype', 'autoencoder', 'image_size',
+    'prediction', 'loss_space', 'divisor_floor', 'noise_scale', 'guidance',
+    'guidance_low', 'guidance_high', 'guidance_ends', 'quantise', 'dtype',
+    'autoencoder', 'image_size',
 )  # fmt: skip
 
 
@@ -67,13 +67,8 @@ def open_(workdir, **changes) -> SavedRun:
     raise errors.CheckpointError(
         f'{workdir} is not a run: it has no config.json'
     )
-  try:
-    fields = json.loads(path.read_text())
-  except ValueError as error:
-    raise errors.CheckpointError(f'{path} is damaged: {error}') from error
-  config = ml_collections.ConfigDict(
-      base.get_config().to_dict() | fields | PORTABLE | changes
-  )
+  fields = directory.read_config(workdir, base.FIELDS)
+  config = ml_collections.ConfigDict(fields | PORTABLE | changes)
   check.config(config)
   return SavedRun(str(workdir), config, build.experiment(config))
 
@@ -121,6 +116,11 @@ def _restore(run, mesh, name, step):
 def load_decoder(run: SavedRun, mesh, meta):
   """Reads the autoencoder; refuses one with other weights than the latents'."""
   autoencoder, source = run.built.autoencoder, run.config.autoencoder_weights
+  if meta['autoencoder'] != autoencoder.name:
+    raise errors.CheckpointError(
+        f'the checkpoint of {run.workdir} was trained on {meta["autoencoder"]},'
+        f' config.json says {autoencoder.name}'
+    )
   made_by = meta['autoencoder_sha256']
   if made_by:
     found = files.sha256(autoencoder.fetch(source or None))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax import build
+from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.train import state as states
@@ -25,6 +26,20 @@ class Shapes(NamedTuple):
   batch: Any
   frozen: Any
   key: Any
+
+
+def make_mesh(config, devices=None):
+  """Returns the mesh that the fields of an experiment ask for.
+
+  Raises UsageError where they do not fit the devices.
+  """
+  return sharding.make_mesh(
+      config.mesh_data,
+      config.mesh_model,
+      config.mesh_replica,
+      devices=devices,
+      allow_subset=config.allow_subset,
+  )
 
 
 def abstract(built: build.Experiment, config, mesh) -> Shapes:
@@ -60,19 +75,24 @@ def batch_shapes(built: build.Experiment, config):
   """Returns the arrays of a global batch, as shapes."""
   rows, size = config.batch_size, built.model.size
   moments = (rows, size, size, 2 * built.model.channels)
-  shapes = {
-      'label': jax.ShapeDtypeStruct((rows,), jnp.int32),
-      'moments': jax.ShapeDtypeStruct(moments, jnp.float16),
-  }
-  if config.features == 'cached':
+  shapes = {'label': jax.ShapeDtypeStruct((rows,), jnp.int32)}
+  if built.autoencoder.stored:
+    shapes['moments'] = jax.ShapeDtypeStruct(moments, jnp.float16)
+  if stored(built, config):
     shapes['features'] = tuple(
         jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
         for e in built.encoders
     )
-  elif built.encoders:
+  if built.encoders and config.features == 'online' or not built.autoencoder.stored:
     image = (rows, config.image_size, config.image_size, 3)
     shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
   return shapes
+
+
+def stored(built: build.Experiment, config):
+  """Returns the names of the encoders whose tokens the data set holds."""
+  cached = config.features == 'cached'
+  return tuple(encoder.name for encoder in built.encoders if cached)
 
 
 def feature_shape(encoder):
@@ -93,6 +113,23 @@ def jit_step(built: build.Experiment, config, mesh, manifest):
       donate_argnums=0,
       out_shardings=(sharding.of(state), sharding.replicated(mesh)),
   )
+
+
+def compiled_together(step):
+  """Returns the jitted step, with whose first call all processes compile it.
+
+  They meet before they run it: of the collectives that the first run sets up
+  the processes must not be 30 s apart.
+  """
+  made = []
+
+  def call(*arguments):
+    if not made:
+      made.append(step.lower(*arguments).compile())
+      processes.gather('compiled')
+    return made[0](*arguments)
+
+  return call if jax.process_count() > 1 else step
 
 
 def keys(config):

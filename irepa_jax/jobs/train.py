@@ -23,6 +23,7 @@ from irepa_jax import errors
 from irepa_jax.checkpoints import manager
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import preemption
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
@@ -31,6 +32,7 @@ from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
 from irepa_jax.names import file_names
+from irepa_jax.names import places
 from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
@@ -47,6 +49,11 @@ class Job(NamedTuple):
   built: build.Experiment
   shapes: setup.Shapes
   data: pipeline.Dataset
+
+  @property
+  def stored(self):
+    """Names of the encoders whose tokens are read from the records."""
+    return setup.stored(self.built, self.config)
 
 
 def run(config, workdir, *, check_only=False) -> int:
@@ -88,7 +95,9 @@ def run(config, workdir, *, check_only=False) -> int:
     _introduce(job, first)
     _, status = loop.train(
         loop.Run(
-            step=setup.jit_step(job.built, config, job.mesh, job.data.manifest),
+            step=setup.compiled_together(
+                setup.jit_step(job.built, config, job.mesh, job.data.manifest)
+            ),
             batches=batches,
             frozen=frozen,
             key=k_train,
@@ -98,6 +107,7 @@ def run(config, workdir, *, check_only=False) -> int:
             log=log,
             meter=meter(job),
             stop=stop,
+            rate=functools.partial(build.learning_rate, config),
             describe=functools.partial(list_records, job),
             hooks=report.hooks(log, stop, workdir),
             log_every=config.log_every,
@@ -129,9 +139,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
   """
   check.config(config)
   processes.agree({'config': config.to_dict()})
-  mesh = sharding.make_mesh(
-      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
-  )
+  mesh = setup.make_mesh(config)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
   shapes = setup.abstract(built, config, mesh)
@@ -144,7 +152,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
   known = {'fields': base.FIELDS, 'force': not saved or config.resume == 'force'}
   if check_only:
-    processes.on_first(lambda: directory.check_writable(workdir))
+    processes.on_first(lambda: places.try_folder(workdir, 'workdir'))
     processes.on_first(
         lambda: directory.check_config(workdir, config.to_dict(), **known)
     )
@@ -159,8 +167,10 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
         **known,
     )
     stack.enter_context(lock)
+    peers.at_end(lock.release)
   data = open_data(config, built, folder)
   stack.callback(data.close)
+  built = built._replace(optimizer=build.optimizer(config, len(data)))
   processes.agree({'data set': fingerprint(data.manifest)})
   return Job(config, str(workdir), mesh, built, shapes, data)
 
@@ -178,21 +188,34 @@ def open_data(config, built, folder):
         autoencoder=config.autoencoder,
         image_format='png',
     )
+  cached = config.features == 'cached' and bool(built.encoders)
+  codec, view, latents = built.autoencoder, None, {}
+  if codec.stored:
+    size, channels = built.model.size, built.model.channels
+    latents = dict(latent_shape=(size, size, channels))
+  else:
+    view = functools.partial(
+        manifests.of_images,
+        name=codec.name,
+        channels=codec.channels,
+        cached=cached,
+    )
   data = pipeline.load(
-      folder, verify=config.verify_data, skip_bad=config.skip_bad
+      folder, verify=config.verify_data, skip_bad=config.skip_bad, view=view
   )
+  if latents:
+    latents |= dict(bias=data.manifest.bias, scale=data.manifest.scale)
   manifests.check(
       data.manifest,
       image_size=config.image_size,
       num_classes=config.num_classes,
       autoencoder=config.autoencoder,
-      latent_shape=(built.model.size, built.model.size, built.model.channels),
-      bias=data.manifest.bias,
-      scale=data.manifest.scale,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
       images_needed=bool(built.encoders) and config.features == 'online',
       flips=config.flips,
+      **latents,
+      drop_colours=config.get('drop_colours', False),
   )
   return data
 
@@ -258,12 +281,13 @@ def device_batches(job, first):
       rows=pipeline.local_rows(split, config.batch_size),
       flips=config.flips,
       image='image' in job.shapes.batch,
-      features='features' in job.shapes.batch,
+      features=job.stored,
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )
-  put = functools.partial(pipeline.to_device, sharding=split)
-  return pipeline.prefetch(map(put, batches), config.prefetch)
+  return pipeline.prefetch(
+      pipeline.on_device(batches, split), config.prefetch
+  )
 
 
 def list_records(job, step):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from irepa_jax import errors
 from irepa_jax.models import haar
+from irepa_jax.models import pixels
 from irepa_jax.models import vae
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
@@ -29,6 +30,8 @@ class Autoencoder:
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
+  stored: bool = True  # whether a data set holds its moments beside images
+  grey: bool = False  # keeps the brightness of an image alone
 
   @property
   def channels(self):
@@ -115,7 +118,14 @@ AUTOENCODERS = {
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
     ),
-    'haar': Autoencoder('haar', haar.Haar()),
+    'haar': Autoencoder('haar', haar.Haar(), grey=True),
+    'pixels': Autoencoder(
+        'pixels',
+        pixels.Pixels(),
+        bias=(0.0,) * 3,
+        scale=(1.0,) * 3,
+        stored=False,
+    ),
 }
 
 

@@ -7,6 +7,11 @@ that. They are the numerator of MFU, so recomputation does not count.
 import math
 
 
+def model(module):
+  """Returns the FLOPs of a diffusion transformer for one image."""
+  return {'SiT': sit, 'JiT': just_image}[type(module).__name__](module)
+
+
 def sit(module):
   """Returns the FLOPs of SiT for one image."""
   n = (module.size // module.patch) ** 2
@@ -18,6 +23,23 @@ def sit(module):
   modulation = 6 * d * d
   blocks = module.depth * (products + attention + modulation)
   return 2 * (blocks + 2 * n * d * pixels + 2 * d * d)
+
+
+def just_image(module):
+  """Returns the FLOPs of JiT for one image."""
+  n, d = (module.size // module.patch) ** 2, module.width
+  hidden = int(int(d * module.mlp_ratio) * 2 / 3)
+  late = max(module.depth - module.context_start, 0)
+
+  def block(n):
+    products = n * (4 * d * d + 3 * d * hidden)  # qkv, proj, w12, w3
+    return products + 2 * n * n * d + 6 * d * d
+
+  blocks = (module.depth - late) * block(n)
+  blocks += late * block(n + module.context_length)
+  pixels = module.patch**2 * module.channels
+  ends = n * (module.bottleneck * (pixels + d) + d * pixels) + 2 * d * d
+  return 2 * (blocks + ends)
 
 
 def projectors(module):

@@ -255,6 +255,54 @@ modulated_norm = differentiable(
 )
 
 
+@jax.custom_vjp
+def modulated_rms(x, gain, shift):
+  """RMSNorm of x [b n d] times gain [b d], float32, plus shift [b d]."""
+  normed, _ = _rms(_float32(x))
+  return (normed * gain[:, None] + _float32(shift)[:, None]).astype(x.dtype)
+
+
+def _rms(x):
+  rate = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + NORM_EPS)
+  return x * rate, rate
+
+
+def _modulated_rms_backward(saved, g):
+  x, gain = saved
+  normed, rate = _rms(_float32(x))
+  g = _float32(g)
+  d_gain = jnp.sum(g * normed, 1)
+  d_shift = jnp.sum(g, 1).astype(x.dtype)
+  g = g * gain[:, None]
+  along = normed * jnp.mean(g * normed, -1, keepdims=True)
+  return (rate * (g - along)).astype(x.dtype), d_gain, d_shift
+
+
+modulated_rms.defvjp(
+    lambda x, gain, shift: (modulated_rms(x, gain, shift), (x, gain)),
+    _modulated_rms_backward,
+)
+
+
+@jax.custom_vjp
+def swiglu(x):
+  """SiLU(a) * b of the two halves of x [... 2h]."""
+  a, b = jnp.split(_float32(x), 2, axis=-1)
+  return (jax.nn.silu(a) * b).astype(x.dtype)
+
+
+def _swiglu_backward(x, g):
+  dtype, g = x.dtype, _float32(g)
+  a, b = jnp.split(_float32(x), 2, axis=-1)
+  gate = jax.nn.sigmoid(a)
+  slope = gate * (1 + a * (1 - gate))
+  d_x = jnp.concatenate([g * b * slope, g * a * gate], axis=-1)
+  return (d_x.astype(dtype),)
+
+
+swiglu.defvjp(lambda x: (swiglu(x), x), _swiglu_backward)
+
+
 def _gated_sum(x, gate, branch):
   """Adds gate [b d] times branch [b n d] to x [b n d]."""
   return x + gate[:, None] * branch

@@ -43,6 +43,14 @@ class Dense(nn.Module):
     return fused.linear(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
+def cast(params, dtype):
+  """Casts weights to the dtype of matrix products; norms keep theirs."""
+  own = lambda path: 'norm' in jax.tree_util.keystr(path)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, w: w if own(path) else w.astype(dtype), params
+  )
+
+
 class Attention(nn.Module):
   """Self-attention over tokens [b n d]; softmax in float32."""
 
@@ -65,7 +73,7 @@ class Attention(nn.Module):
 
   def _norm(self, x, name):
     norm = nn.LayerNorm(epsilon=QK_NORM_EPS, dtype=jnp.float32, name=name)
-    return norm(x).astype(self.dtype)
+    return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -99,6 +107,7 @@ class Patches(nn.Module):
   patch: int
   width: int
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -107,7 +116,9 @@ class Patches(nn.Module):
     # Xavier of the matrix [p p c, width].
     init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2), out_axis=3)
     kernel = self.param('kernel', init, (p, p, c, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    bias = jnp.zeros((self.width,))
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.width,))
     x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(b, (h // p) * (w // p), p * p * c)
     kernel = kernel.reshape(p * p * c, self.width)

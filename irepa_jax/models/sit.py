@@ -110,8 +110,8 @@ class SiT(nn.Module):
       return x
     block = make(parent=None)
     apply = lambda weights, x, c: block.apply({'params': weights}, x, c)
-    cast = functools.partial(jax.tree.map, lambda w: w.astype(self.dtype))
-    weights = [cast(self.variables['params'][name]) for name in names]
+    params = self.variables['params']
+    weights = [layers.cast(params[name], self.dtype) for name in names]
     return stack.run(apply, weights, x, c, self._plan())
 
 

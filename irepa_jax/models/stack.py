@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 def run(block, weights, x, c, plan):
   """Applies block(weights, x, c) for each of `weights` in turn.
 
-  weights: a sequence of equal trees, already in the compute dtype.
+  weights: a sequence of equal trees, already cast (layers.cast).
   """
 
   def body(x, one):

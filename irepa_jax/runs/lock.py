@@ -18,6 +18,9 @@ from absl import logging
 from etils import epath
 
 from irepa_jax import errors
+from irepa_jax.distributed import processes
+
+SEEN_S = 10  # in which a new file shows on all hosts
 
 
 class Lock:
@@ -72,6 +75,25 @@ class Lock:
     if self._mine and self._is_mine():
       self._path.unlink()
     self._mine = None
+
+  def check_seen(self):
+    """Raises UsageError unless every process sees the lock of process 0.
+
+    All of them call it. A network file system may show a file a little late.
+    """
+    run = processes.text_from_first(self._mine['run'] if self._mine else '')
+    end = time.monotonic() + SEEN_S
+    while not (seen := _peek(self._path).get('run') == run):
+      if time.monotonic() > end:
+        break
+      time.sleep(0.1)
+    told = processes.gather(str(seen))
+    if 'False' in told:
+      raise errors.UsageError(
+          f'workdir {self._path.parent}: process {told.index("False")} does not'
+          ' see what process 0 writes there. It has to be one folder for all'
+          ' hosts: is it mounted everywhere?'
+      )
 
   def __enter__(self):
     return self
@@ -170,8 +192,13 @@ def _birth(pid):
 def write_json(path, content):
   """Writes a whole file or nothing (a rename on a local file system)."""
   new = epath.Path(f'{path}.new')
-  new.write_text(json.dumps(content, indent=1))
-  new.replace(path)
+  try:
+    new.write_text(json.dumps(content, indent=1))
+    new.replace(path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
+    raise
 
 
 def _peek(path):

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
 import secrets
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -24,10 +26,10 @@ import tqdm
 
 from irepa_jax import errors
 from irepa_jax.distributed import processes
+from irepa_jax.runs import events
 from irepa_jax.runs import throughput
 
 UPLOAD_S = 60  # seconds between uploads to a remote run directory
-TENSORBOARD_S = 10  # seconds that events may stay in memory
 LINE_FILES = ('metrics.jsonl', 'goodput.jsonl')
 
 
@@ -57,7 +59,7 @@ class Logs:
       self._writers.append(_Wandb(self._folder.local, wandb, config))
     self._writers += [
         _Lines(metrics),
-        _TensorBoard(self._folder.local / 'tensorboard', resume_step),
+        events.Events(self._folder.local / 'tensorboard', resume_step),
         _terminal(total, resume_step),
     ]
     self._goodput = self._folder.local / 'goodput.jsonl'
@@ -70,6 +72,12 @@ class Logs:
     for writer in self._writers:
       writer.scalars(step, numbers)
     self._upload()
+
+  def note(self, text):
+    """Tells something on the terminal, above a bar if there is one."""
+    for writer in self._writers:
+      if isinstance(writer, _Printed):
+        writer.note(text)
 
   def images(self, step, name, image):
     """Shows an image, uint8 [h w 3], in TensorBoard and Weights & Biases."""
@@ -182,32 +190,6 @@ class _Lines:
     pass
 
 
-class _TensorBoard:
-
-  def __init__(self, folder, resume_step):
-    with _absent('torch'):  # optional there, and seconds to import
-      import tensorboardX  # a second of import, in process 0 only
-
-    purge = resume_step + 1 if resume_step else None
-    self._writer = tensorboardX.SummaryWriter(
-        str(folder),
-        purge_step=purge,
-        flush_secs=TENSORBOARD_S,
-        filename_suffix=f'.{resume_step}',  # two starts within one second
-    )
-
-  def scalars(self, step, numbers):
-    for name, value in numbers.items():
-      if math.isfinite(value):
-        self._writer.add_scalar(name, value, step)
-
-  def image(self, step, name, image):
-    self._writer.add_image(name, image, step, dataformats='HWC')
-
-  def close(self):
-    self._writer.close()
-
-
 class _Wandb:
   """Weights & Biases; a resumed run goes on under the id kept beside it."""
 
@@ -256,8 +238,15 @@ class _Printed:
   def image(self, step, name, image):
     pass
 
+  def note(self, text):
+    print(text, flush=True)
+
   def close(self):
     pass
+
+
+# What the bar has no room for; metrics.jsonl and TensorBoard have it.
+UNSHOWN = ('diffusion', 'grad_norm', 'skipped')
 
 
 class _Bar(_Printed):
@@ -266,7 +255,10 @@ class _Bar(_Printed):
   def __init__(self, total, resume_step):
     super().__init__(total)
     self._bar = tqdm.tqdm(
-        total=total, initial=resume_step, unit='step', dynamic_ncols=True
+        total=total,
+        initial=resume_step,
+        dynamic_ncols=True,
+        bar_format='{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}',
     )
 
   def scalars(self, step, numbers):
@@ -274,7 +266,12 @@ class _Bar(_Printed):
       self._bar.write(line(step, self._total, numbers))
       return
     self._bar.update(step - self._bar.n)
-    self._bar.set_postfix_str(line(step, self._total, numbers).split('  ', 1)[1])
+    shown = {k: v for k, v in numbers.items() if k not in UNSHOWN}
+    text = line(step, self._total, shown).split('  ', 1)[1]
+    self._bar.set_postfix_str(text)
+
+  def note(self, text):
+    self._bar.write(text)
 
   def close(self):
     self._bar.close()
@@ -284,18 +281,6 @@ def _terminal(total, resume_step):
   if sys.stderr.isatty():
     return _Bar(total, resume_step)
   return _Printed(total)
-
-
-@contextlib.contextmanager
-def _absent(package):
-  """Lets an import do without a package, unless that is there already."""
-  known = package in sys.modules
-  sys.modules.setdefault(package, None)
-  try:
-    yield
-  finally:
-    if not known:
-      del sys.modules[package]
 
 
 # Files -----------------------------------------------------------------------
@@ -330,9 +315,21 @@ def _copy(source, target, names):
       (epath.Path(source) / name).copy(epath.Path(target) / name, overwrite=True)
 
 
+_WAITING = {}  # path -> lines that a full disk has not taken yet
+
+
 def _append(path, entry):
-  with path.open('a') as file:
-    file.write(json.dumps(entry) + '\n')
+  """Adds a line; what cannot be written now is kept for the next time."""
+  lines = _WAITING.pop(path, '') + json.dumps(entry) + '\n'
+  size = path.stat().st_size if path.exists() else 0
+  try:
+    with path.open('a') as file:
+      file.write(lines)
+  except OSError as error:
+    _WAITING[path] = lines
+    logging.warning('%s cannot be written (%s); the run goes on', path, error)
+    with contextlib.suppress(OSError):
+      os.truncate(path, size)
 
 
 def _cut_back(path, last):

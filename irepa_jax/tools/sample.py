@@ -26,6 +26,7 @@ SETTINGS = {
     'guidance': (flags.DEFINE_float, 'Scale; 1 is none.'),
     'guidance_low': (flags.DEFINE_float, 'Guided from this t'),
     'guidance_high': (flags.DEFINE_float, 'to this one.'),
+    'guidance_ends': (flags.DEFINE_string, 'closed (SiT) or open (JiT).'),
     'quantise': (flags.DEFINE_string, 'truncate or round.'),
     'dtype': (flags.DEFINE_string, 'float32 or bfloat16.'),
     'autoencoder_weights': (flags.DEFINE_string, 'Path or hub id.'),
@@ -37,6 +38,11 @@ OPTIONS = {
     'count': (flags.DEFINE_integer, 50_000, 'Images.'),
     'batch_size': (flags.DEFINE_integer, 256, 'Images at a time, in all.'),
     'grid': (flags.DEFINE_integer, 64, 'Images of the grid.'),
+    'overwrite': (
+        flags.DEFINE_bool,
+        False,
+        'Replace finished images of other settings.',
+    ),
     'png_folder': (flags.DEFINE_string, '', 'Also one PNG per image.'),
 }
 

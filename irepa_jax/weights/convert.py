@@ -129,7 +129,7 @@ def unflatten(leaves):
 
 
 def _current_name(name):
-  name = name.removeprefix('module.')
+  name = name.removeprefix('module.').removeprefix('net.')
   # The time embedding of h = t - r is called after r in zhuyu-cs/MeanFlow.
   name = re.sub(r'^r_embedder\.', 'h_embedder.', name)
   return re.sub(r'^(projectors\.\d+)\.(\d)', r'\1.projection_layer.\2', name)

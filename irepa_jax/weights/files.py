@@ -189,6 +189,7 @@ def _inside(folder, names):
 
 def _whole(path, write):
   path = pathlib.Path(file_names.check(path))
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + '.part')
   try:
     write(temporary)

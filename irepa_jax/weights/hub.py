@@ -7,6 +7,7 @@ obeyed, as by all programs that use the hub.
 
 import json
 import pathlib
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -20,6 +21,7 @@ from irepa_jax import errors
 INDEX = 'model.safetensors.index.json'
 NAMES = ('model.safetensors', INDEX, 'pytorch_model.bin')
 HTTPS = 443
+ID = re.compile(r'[\w.-]+(/[\w.-]+)*')  # of a repository, or of a file in it
 
 
 def fetch(repository, names=NAMES):
@@ -27,6 +29,12 @@ def fetch(repository, names=NAMES):
 
   Of an index the files that it lists are fetched too. Raises DataError.
   """
+  for text in (repository, *names):
+    if not ID.fullmatch(text) or '..' in text or '--' in repository:
+      raise errors.DataError(
+          f'{text!r} is no file here, and no name on the hub: org/name, or'
+          ' org/name:FILE'
+      )
   for find in (_cached, _remote):
     for name in names:
       path = find(repository, name)

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored is what was saved, or the step is refused."""
 
 import contextlib
+import errno
 import logging
 import os
 import pathlib
@@ -224,7 +225,18 @@ def test_a_run_never_starts_over_by_itself(run):
   for _ in range(2):  # nor at the second start
     with pytest.raises(errors.CheckpointError, match='every checkpoint'):
       checkpoints.restore(tiny_state.abstract(8))
-  assert manager.steps(checkpoints.directory / 'damaged') == [1, 2, 3]
+  assert manager.steps(checkpoints.directory) == [1, 2, 3]  # nothing is moved
+
+
+def test_no_bit_of_a_description_ends_a_restore(saved, tmp_path):
+  folder, digests = saved
+  for seed in range(40):
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    for step in ('2', '3'):
+      shutil.copytree(folder / step, tmp_path / step)
+    flip(tmp_path / '3' / 'state' / '_METADATA', seed)
+    step, now = restored(manager.Checkpoints(tmp_path), devices=1)
+    assert step in (2, 3) and now == digests[step], seed
 
 
 def test_a_step_asked_for_is_not_replaced_by_another(run):
@@ -239,7 +251,12 @@ def test_a_step_asked_for_is_not_replaced_by_another(run):
 
 
 @pytest.mark.parametrize(
-    'error', [PermissionError('denied'), ValueError('UNAVAILABLE: storage')]
+    'error',
+    [
+        PermissionError(errno.EACCES, 'denied'),
+        OSError(errno.ESTALE, 'stale handle'),
+        ValueError('UNAVAILABLE: storage'),
+    ],
 )
 def test_trouble_of_the_storage_is_no_damage(run, monkeypatch, error):
   checkpoints, _ = run
@@ -477,6 +494,35 @@ try:
 except ValueError as error:
   result(error=type(error).__name__)
 '''
+
+
+UNSEEN = '''
+import pathlib
+from irepa_jax.checkpoints import manager, saved_step
+import tiny_state
+manager.SEEN_S = 0
+folder = pathlib.Path(arguments['folder'])
+for here, missing in (('checkpoints', 'elsewhere'), ('one', 'two')):
+  mine = folder / (missing if rank else here)
+  try:
+    manager.Checkpoints(mine).restore(tiny_state.abstract(jax.devices()))
+  except ValueError as error:
+    result(line=str(error))
+'''
+
+
+def test_what_one_process_does_not_see_is_no_damage(run, tmp_path):
+  folder = pathlib.Path(run[0].directory)
+  for name in ('one', 'two'):
+    shutil.copytree(folder, tmp_path / name)
+  os.unlink(largest(tmp_path / 'two' / '3'))
+  before = files(tmp_path)
+  lines = multihost.run(UNSEEN, folder=str(tmp_path), devices=1)
+  assert files(tmp_path) == before
+  for unmounted, incomplete in ([x['line'] for x in each] for each in lines):
+    assert 'process 1 nothing, process 0 1 2 3.' in unmounted
+    assert 'do not see the same files' in incomplete
+  assert manager.steps(folder) == [1, 2, 3]
 
 
 def test_processes_agree_on_the_step(run):

@@ -127,6 +127,102 @@ def test_a_perfect_network_has_no_loss_and_the_right_velocity(prediction):
   )
 
 
+SPACES = ('v', 'x', 'eps')
+
+
+@pytest.mark.parametrize('path', paths.PATHS)
+@pytest.mark.parametrize('space', SPACES)
+@pytest.mark.parametrize('prediction', SPACES)
+def test_every_pair_of_prediction_and_loss_space(prediction, space, path):
+  """The loss is the mean square between both, converted to the loss space."""
+  path = paths.PATHS[path]
+  objective = objectives.FlowMatching(
+      null_label=10, path=path, prediction=prediction, loss_space=space
+  )
+  k_x, k_out, k_draw = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(k_x, (3, 4, 4, 2))
+  output = jax.random.normal(k_out, x.shape)
+  draw = objective.draw(k_draw, x, jnp.arange(3))
+  draw = draw._replace(t=jnp.array([0.2, 0.5, 0.8]))  # floors do not matter
+  x_t = paths.interpolate(x, draw.noise, draw.t, path)
+  losses, _ = objective.loss(lambda *_: (output, None), x, draw)
+  converted = paths.convert(
+      output, x_t, draw.t, path, source=prediction, target=space
+  )
+  truth = {
+      'v': paths.velocity(x, draw.noise, draw.t, path),
+      'x': x,
+      'eps': draw.noise,
+  }[space]
+  wanted = jnp.square(converted - truth).mean((1, 2, 3))
+  np.testing.assert_allclose(losses, wanted, rtol=2e-5)
+  v, _ = objective.as_velocity(lambda *_: (output, None))(x_t, draw.t, draw.y)
+  wanted = paths.convert(
+      output, x_t, draw.t, path, source=prediction, target='v'
+  )
+  np.testing.assert_allclose(v, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize('prediction', SPACES)
+def test_a_loss_space_that_is_the_prediction_changes_no_bit(prediction):
+  x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+  make = lambda space: objectives.FlowMatching(
+      null_label=10, prediction=prediction, loss_space=space
+  )
+  draw = make('').draw(jax.random.key(1), x, jnp.arange(3))
+  draw = draw._replace(t=jnp.array([0.001, 0.5, 0.999]))
+  apply = lambda x_t, t, y: (jnp.sin(x_t), None)
+  one, other = (make(s).loss(apply, x, draw)[0] for s in ('', prediction))
+  np.testing.assert_array_equal(one, other)
+
+
+def test_the_divisor_is_floored_near_the_data():
+  """JiT: |x - x'|^2 / max(t, 0.05)^2 and v = (x_t - x') / max(t, 0.05)."""
+  objective = objectives.FlowMatching(
+      null_label=10, prediction='x', loss_space='v', floor=0.05
+  )
+  x, t = jnp.ones((2, 4)), jnp.array([0.01, 0.1])
+  draw = objectives.Draw(t, 3 * x, jnp.arange(2))
+  apply = lambda x_t, t, y: (2 * x, None)
+  losses, _ = objective.loss(apply, x, draw)
+  np.testing.assert_allclose(losses, [1 / 0.05**2, 1 / 0.1**2], rtol=1e-6)
+  x_t = paths.interpolate(x, draw.noise, t)
+  v, _ = objective.as_velocity(apply)(x_t, t, draw.y)
+  wanted = (x_t - 2 * x) / jnp.array([[0.05], [0.1]])
+  np.testing.assert_allclose(v, wanted, rtol=1e-6)
+
+
+def test_noise_has_the_scale_asked_for():
+  x, y = jnp.zeros((1000, 8)), jnp.zeros(1000, jnp.int32)
+  draw = lambda scale: objectives.FlowMatching(
+      null_label=7, noise_scale=scale
+  ).draw(jax.random.key(0), x, y)
+  np.testing.assert_array_equal(draw(2.0).noise, 2 * draw(1.0).noise)
+
+
+def test_dropout_is_a_function_of_row_block_and_place():
+  objective = objectives.FlowMatching(null_label=7, dropout=True)
+  plain = objectives.FlowMatching(null_label=7)
+  x, y = jnp.zeros((4, 2, 2, 3)), jnp.zeros(4, jnp.int32)
+  draw = objective.draw(jax.random.key(0), x, y)
+  for a, b in zip(draw[:3], plain.draw(jax.random.key(0), x, y)[:3], strict=True):
+    np.testing.assert_array_equal(a, b)  # dropout changes no other draw
+  shape = (4, 50, 40)
+  kept = functools.partial(
+      objectives.kept, probability=0.8, shape=shape
+  )
+  one = kept(draw.dropout, 3, 'attn_out')
+  assert abs(float(one.mean()) - 0.8) < 0.02
+  swapped = kept(draw.dropout[::-1], jnp.int32(3), 'attn_out')
+  np.testing.assert_array_equal(one, swapped[::-1])
+  for other in (
+      kept(draw.dropout, 4, 'attn_out'),
+      kept(draw.dropout, 3, 'mlp_hidden'),
+      kept(draw.dropout[::-1], 3, 'attn_out'),
+  ):
+    assert (one != other).mean() > 0.2
+
+
 @pytest.mark.parametrize('dropout', [0.0, 0.1, 0.5])
 def test_label_dropout_obeys_its_setting(dropout):
   objective = objectives.FlowMatching(null_label=7, label_dropout=dropout)
@@ -156,7 +252,7 @@ def test_distributions_of_time(name, path):
 
 
 def test_draws_do_not_depend_on_the_sharding():
-  objective = objectives.FlowMatching(null_label=7)
+  objective = objectives.FlowMatching(null_label=7, dropout=True)
   x, y = jnp.zeros((8, 4, 4, 2)), jnp.zeros(8, jnp.int32)
   mesh = jax.make_mesh((8,), ('data',))
   rows = jax.NamedSharding(mesh, jax.P('data'))
@@ -164,5 +260,7 @@ def test_draws_do_not_depend_on_the_sharding():
   eight = jax.jit(objective.draw, out_shardings=rows)(
       jax.random.key(3), *jax.device_put((x, y), rows)
   )
-  for a, b in zip(one, eight, strict=True):
+  for a, b in zip(one[:3], eight[:3], strict=True):
     np.testing.assert_array_equal(a, b)
+  data = jax.random.key_data
+  np.testing.assert_array_equal(data(one.dropout), data(eight.dropout))

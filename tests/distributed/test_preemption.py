@@ -7,6 +7,7 @@ import multihost
 import pytest
 
 from irepa_jax.distributed import preemption
+from irepa_jax.distributed import signals
 
 # Polls in a loop of steps that holds a loop of evaluation.
 LOOP = '''
@@ -27,7 +28,7 @@ for step in range(1, 3000):
 '''
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', signals.STOP)
 def test_one_process_stops_after_the_step(number):
   with multihost.Job(LOOP, processes=1, devices=1) as job:
     job.wait_for('READY')
@@ -37,12 +38,14 @@ def test_one_process_stops_after_the_step(number):
     assert 'asked to stop' in job.output(0)
 
 
-@pytest.mark.parametrize('told', [0, 1])
-def test_all_processes_stop_at_the_same_step(told):
+@pytest.mark.parametrize(
+    'told, number', [(0, signal.SIGTERM), (1, signal.SIGUSR1)]
+)
+def test_all_processes_stop_at_the_same_step(told, number):
   with multihost.Job(LOOP, processes=2, devices=1) as job:
     for rank in (0, 1):
       job.wait_for('READY', rank)
-    job.send(signal.SIGTERM, told)
+    job.send(number, told)
     assert job.codes() == [75, 75]
     assert job.lines(0) == job.lines(1) != []
 
@@ -57,11 +60,24 @@ def test_a_notice_before_the_first_step_is_kept():
     assert job.lines(0)[0]['step'] < 100
 
 
-def test_a_second_interrupt_is_immediate():
+def test_an_ignored_signal_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+  try:
+    stop = preemption.Preemption()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.reached(1)
+    stop.close()
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_later_second_interrupt_is_immediate(monkeypatch):
   stop = preemption.Preemption()
   try:
-    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(2):  # at once: the terminal and the launcher both send it
+      os.kill(os.getpid(), signal.SIGINT)
     assert stop.reached(1)
+    monkeypatch.setattr(preemption, 'SECOND_S', -1.0)
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
     assert stop.reached(2)

@@ -11,7 +11,7 @@ from irepa_jax.distributed import sharding
 
 def test_mesh_takes_all_devices():
   mesh = sharding.make_mesh(model=2)
-  assert dict(mesh.shape) == {'data': 4, 'model': 2}
+  assert dict(mesh.shape) == {'replica': 1, 'data': 4, 'model': 2}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,57 @@ def test_mesh_of_another_size_is_refused(sizes, message):
 
 def test_subset_of_devices_when_asked():
   assert sharding.make_mesh(4, allow_subset=True).size == 4
+
+
+@pytest.fixture
+def two_groups(monkeypatch):
+  """Devices 0, 2, 4, 6 share a fast network, and 1, 3, 5, 7 another."""
+  monkeypatch.setattr(sharding, 'group', lambda device: device.id % 2)
+
+
+@pytest.mark.parametrize(
+    'asked, shape, groups',
+    [
+        ({}, (2, 4, 1), [0, 0, 0, 0, 1, 1, 1, 1]),
+        ({'model': 2}, (2, 2, 2), [0, 0, 0, 0, 1, 1, 1, 1]),
+        ({'replica': 1}, (1, 8, 1), [0, 0, 0, 0, 1, 1, 1, 1]),
+        ({'replica': 4, 'model': 2}, (4, 1, 2), [0, 0, 0, 0, 1, 1, 1, 1]),
+        ({'data': 1, 'allow_subset': True}, (2, 1, 1), [0, 1]),
+    ],
+)
+def test_the_last_axes_of_a_mesh_stay_within_a_group(
+    two_groups, asked, shape, groups
+):
+  mesh = sharding.make_mesh(**asked)
+  assert mesh.devices.shape == shape
+  assert [sharding.group(device) for device in mesh.devices.flat] == groups
+  assert sharding.row_parts(mesh) == shape[0] * shape[1]
+
+
+def test_weights_are_split_within_a_group_and_rows_over_all(two_groups):
+  mesh = sharding.make_mesh()
+  assert sharding.param_spec('a/kernel', (192, 768), mesh) == P(None, 'data')
+  rows = sharding.batch_sharding(mesh).shard_shape((16, 3))
+  assert rows == (2, 3)
+
+
+@pytest.mark.parametrize(
+    'asked, message',
+    [
+        ({'model': 8, 'replica': 1}, 'does not fit 8 in 2 groups'),
+        ({'data': 8}, 'replica 2 x data 8 x model 1 needs 16 devices, there are 8 in 2'),
+        ({'data': 2}, 'leaves 4 of 8 devices idle'),
+    ],
+)
+def test_a_mesh_that_groups_cannot_form_is_refused(two_groups, asked, message):
+  with pytest.raises(errors.UsageError, match=message):
+    sharding.make_mesh(**asked)
+
+
+def test_groups_of_other_sizes_are_refused(monkeypatch):
+  monkeypatch.setattr(sharding, 'group', lambda device: device.id // 5)
+  with pytest.raises(errors.UsageError, match='groups of 5, 3 devices'):
+    sharding.make_mesh()
 
 
 def test_batch_that_does_not_divide_names_its_neighbours():

@@ -2,11 +2,15 @@
 
 import contextlib
 import http.server
+import inspect
 import socket
 import threading
 import time
 
 import jax
+from jax._src.clusters import cloud_tpu_cluster
+from jax._src.clusters import ompi_cluster
+from jax._src.clusters import slurm_cluster
 import multihost
 import pytest
 
@@ -189,6 +193,112 @@ def test_arguments_come_before_the_environment():
 def test_incomplete_settings_are_named(environ, text):
   with pytest.raises(errors.UsageError, match=text):
     cluster.find(environ={'TPU_SKIP_MDS_QUERY': '1'} | environ)
+
+
+@pytest.mark.parametrize(
+    'environ, text',
+    [
+        (SLURM | {'SLURM_PROCID': 'x'}, "SLURM_PROCID is 'x'"),
+        (SLURM | {'SLURM_NTASKS': 'two', 'SLURM_STEP_NUM_TASKS': ''}, 'NTASKS'),
+        ({k: v for k, v in SLURM.items() if k != 'SLURM_JOB_ID'}, 'JOB_ID is not'),
+        (SLURM | {'SLURM_NODEID': '9'}, 'SLURM_NODEID is 9'),
+        ({k: v for k, v in MPI.items() if k[-5:] != '_RANK'}, 'RANK is not set'),
+        (MPI | {'OMPI_COMM_WORLD_SIZE': 'four'}, "SIZE is 'four'"),
+        (FLAGS | {'IREPA_COORDINATOR': 'a:99999'}, 'from 1 to 65535'),
+        (FLAGS | {'IREPA_COORDINATOR': 'a:0'}, 'from 1 to 65535'),
+        (SLICES | {'MEGASCALE_NUM_SLICES': 'x'}, "NUM_SLICES is 'x'"),
+        (GKE | {'TPU_PROCESS_ADDRESSES_PATH': '/no/file'}, 'ADDRESSES_PATH'),
+    ],
+)
+def test_variables_that_cannot_be_are_named(environ, text):
+  with pytest.raises(errors.UsageError, match=text) as raised:
+    cluster.find(environ={'TPU_SKIP_MDS_QUERY': '1'} | environ)
+  assert '\n' not in str(raised.value)
+
+
+# Environments that JAX detects by itself, and its class for each.
+DETECTED = {
+    # JAX drops what stands behind the bracket of `gpu[003-005]-ib`.
+    'SLURM': (
+        SLURM | {'SLURM_STEP_NODELIST': 'gpu[003-005,9],other'},
+        slurm_cluster.SlurmCluster,
+    ),
+    'SLURM, a port': (
+        SLURM | {'JAX_COORDINATOR_PORT': '7', 'SLURM_STEP_NODELIST': 'n1,n2'},
+        slurm_cluster.SlurmCluster,
+    ),
+    'Open MPI 4': (MPI, ompi_cluster.OmpiCluster),
+    'GKE': (GKE, cloud_tpu_cluster.GkeTpuCluster),
+    'GKE, several slices': (SLICES, cloud_tpu_cluster.GkeTpuCluster),
+    'GKE, addresses': (
+        GKE | {'TPU_PROCESS_ADDRESSES': 'a:8471,b:8471,c:8471'},
+        cloud_tpu_cluster.GkeTpuCluster,
+    ),
+    'GKE, a file of addresses': (
+        GKE | {'TPU_PROCESS_ADDRESSES_PATH': 'FILE'},
+        cloud_tpu_cluster.GkeTpuCluster,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DETECTED)
+def test_what_jax_detects_is_found(monkeypatch, tmp_path, name):
+  environ, detected = DETECTED[name]
+  if 'TPU_PROCESS_ADDRESSES_PATH' in environ:
+    (tmp_path / 'addresses').write_text('p:1,q:1,r:1\n')
+    file = str(tmp_path / 'addresses')
+    environ = environ | {'TPU_PROCESS_ADDRESSES_PATH': file}
+    if 'ADDRESSES_PATH' not in inspect.getsource(cloud_tpu_cluster):
+      # JAX before 0.11 does not read the file: what it says, in a variable.
+      monkeypatch.setenv('TPU_PROCESS_ADDRESSES', 'p:1,q:1,r:1')
+  for variable, value in environ.items():
+    monkeypatch.setenv(variable, value)
+  monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+  monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', lambda _: ('', 404))
+  wait = lambda *_: None
+  monkeypatch.setattr(detected, 'wait_for_coordinator', wait, raising=False)
+  assert detected.is_env_present()
+  port = environ.get('JAX_COORDINATOR_PORT')
+  wanted = (
+      detected.get_coordinator_address(1, port),
+      detected.get_process_count(),
+      detected.get_process_id(),
+  )
+  assert cluster.find(environ=environ)[1:4] == wanted
+
+
+def test_what_jax_reads_from_the_metadata_is_found(monkeypatch, vm):
+  attributes, environ = vm
+  attributes |= {
+      'worker-network-endpoints': 'n:0:10.0.1.2,n:1:10.0.1.3',
+      'agent-worker-number': '1',
+      'tpu-env': (
+          "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+          "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.2:8080'\n"
+      ),
+  }
+  monkeypatch.setenv('GCE_METADATA_IP', environ['GCE_METADATA_IP'])
+  monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
+  monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+  detected = cloud_tpu_cluster.GceTpuCluster
+  monkeypatch.setattr(detected, 'wait_for_coordinator', lambda *_: None)
+  assert detected.is_env_present()
+  assert cluster.find(environ=environ)[1:4] == (
+      detected.get_coordinator_address(1, None),
+      detected.get_process_count(),
+      detected.get_process_id(),
+  )
+
+
+def test_a_platform_that_is_not_there_is_named(monkeypatch):
+  def fail():
+    raise RuntimeError("Unable to initialize backend 'rocm': no such plugin")
+
+  before = jax.config.jax_platforms
+  monkeypatch.setattr(cluster, 'find', lambda *_: None)
+  monkeypatch.setattr(jax, 'devices', fail)
+  with pytest.raises(errors.UsageError, match=f"JAX_PLATFORMS is '{before}'"):
+    start.join()
 
 
 def test_start_does_nothing_for_one_process(monkeypatch):

@@ -553,12 +553,22 @@ def test_buckets_have_to_be_mounted():
 # the command line -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize('out', ['file', 'file/under', '/proc/nowhere'])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, out):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UsageError, match='is no folder to write to'):
+    prepare('digits', tmp_path / out, **DIGITS)
+
+
 @pytest.mark.parametrize(
     'options, message',
     [
         (dict(image_format='gif'), "image_format='gif': one of jpeg, png, none"),
         (dict(encoder_dtype='float16'), "encoder_dtype='float16': one of"),
         (dict(shard_size=0), 'shard_size=0: 1 or more'),
+        (dict(threads=-1), 'threads=-1: 0 or more'),
+        (dict(max_images=-5), 'max_images=-5: 0 or more'),
+        (dict(max_skipped=1.5), 'max_skipped=1.5: from 0 to 1'),
         (dict(on_error='ignore'), "on_error='ignore': one of skip, fail"),
         (dict(image_size=15), 'image_size=15 is no multiple of 2'),
         (dict(autoencoder='none', flip=True), '--flip stores mirrored latents'),

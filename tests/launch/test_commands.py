@@ -151,6 +151,41 @@ def test_slurm_keeps_every_argument():
   assert '#SBATCH --signal=TERM@120' in text and '#SBATCH --requeue' in text
 
 
+SKY = {
+    'SKYPILOT_NUM_NODES': '2',
+    'SKYPILOT_NODE_RANK': '1',
+    'SKYPILOT_NODE_IPS': '10.0.0.4\n10.0.0.7',
+    'WORKDIR': 'gs://b/run',
+    'ARGS': """--config=sit_xl:irepa '--config.data=/a b'""",
+}
+
+
+def test_sky_runs_one_process_for_each_node():
+  (command,) = dry('sky_run.sh', '--dry-run', **SKY, PLATFORM='tpu')
+  assert command[:4] == [
+      'env', 'IREPA_COORDINATOR=10.0.0.4:8482', 'IREPA_NUM_PROCESSES=2',
+      'IREPA_PROCESS_ID=1',
+  ]  # fmt: skip
+  assert '--platform=tpu' in command
+  assert command[-4:] == [
+      '--', '--config=sit_xl:irepa', '--config.data=/a b',
+      '--workdir=gs://b/run',
+  ]  # fmt: skip
+  (command,) = dry('sky_run.sh', '--dry-run', **SKY | {'SKYPILOT_NUM_NODES': '1'})
+  assert not [word for word in command if word.startswith('IREPA')]
+  refused = launch('sky_run.sh', '--dry-run', **SKY | {'WORKDIR': ''})
+  assert refused.returncode == 2 and 'WORKDIR is empty' in refused.stderr
+
+
+def test_sky_task():
+  task = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())
+  assert set(task['envs']) == {'WORKDIR', 'ARGS', 'MODULE', 'PLATFORM'}
+  assert task['run'].split() == ['launch/sky_run.sh']
+  assert task['resources']['use_spot'] and task['workdir'] == '.'
+  schemas = pytest.importorskip('sky.utils.schemas')  # pip install skypilot
+  pytest.importorskip('jsonschema').validate(task, schemas.get_task_schema())
+
+
 def test_pod_is_created_installed_and_started():
   commands = dry(
       'tpu_pod.sh', 'run', *POD, '--type=v5litepod-16', '--spot', '--queue',

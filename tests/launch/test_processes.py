@@ -19,7 +19,7 @@ JOB = """
   from irepa_jax.distributed import start, preemption
   start.join()
   import jax
-  from irepa_jax.tools import devices
+  from irepa_jax.jobs import devices
   assert sys.argv[1:] == ['--x=a b', "it's"], sys.argv
   say = lambda *words: os.write(1, (' '.join(map(str, words)) + '\\n').encode())
   say('count', jax.process_count(), 'sum', devices.device_sum())
@@ -123,8 +123,11 @@ exit $((x > y ? x : y))
 """
 
 
-@pytest.mark.parametrize('status', [0, 75, 2])
-def test_slurm_job_goes_back_into_the_queue_on_75(tmp_path, status):
+@pytest.mark.parametrize(
+    'status, before, again',
+    [(0, 0, False), (75, 20, True), (2, 0, False), (137, 9, True), (1, 10, False)],
+)
+def test_slurm_job_goes_back_into_the_queue(tmp_path, status, before, again):
   srun, scontrol = tmp_path / 'srun', tmp_path / 'scontrol'
   srun.write_text(SRUN if status == 75 else f'#!/bin/sh\nexit {status}\n')
   scontrol.write_text('#!/bin/sh\necho "$@" > requeued\n')
@@ -134,6 +137,7 @@ def test_slurm_job_goes_back_into_the_queue_on_75(tmp_path, status):
       'PATH': f'{tmp_path}:{os.environ["PATH"]}',
       'SLURM_JOB_ID': str(os.getpid()),
       'SLURM_SUBMIT_DIR': str(ROOT),
+      'SLURM_RESTART_COUNT': str(before),
   }
   # SLURM runs a copy of the script.
   copy = tmp_path / 'slurm_script'
@@ -146,7 +150,7 @@ def test_slurm_job_goes_back_into_the_queue_on_75(tmp_path, status):
       env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300,
   )  # fmt: skip
   assert done.returncode == status, done.stderr
-  assert (tmp_path / 'requeued').exists() == (status == 75)
+  assert (tmp_path / 'requeued').exists() == again
   if status == 75:
     assert done.stdout.count('count 2 sum 1.0') == 2
     assert (tmp_path / 'requeued').read_text() == f'requeue {os.getpid()}\n'

@@ -292,6 +292,8 @@ def test_mfu_needs_a_known_peak():
         ('TPU v5p', 459e12), ('TPU v6 lite', 918e12), ('NVIDIA H200', 989.4e12),
         ('NVIDIA H100 80GB HBM3', 989.4e12), ('NVIDIA H100 PCIe', 756e12),
         ('NVIDIA A100-SXM4-80GB', 312e12), ('cpu', None),
+        ('TPU7x', 1153.5e12), ('NVIDIA B200', 2250e12),
+        ('NVIDIA GB200', 2500e12), ('NVIDIA GB300', 2500e12),
     ],
 )  # fmt: skip
 def test_peaks_by_device_kind(kind, peak):

@@ -126,3 +126,17 @@ def test_each_refusal_of_the_hub_is_one_line(online, monkeypatch, error, text):
   with pytest.raises(errors.DataError, match=text) as caught:
     hub.fetch('org/name', ('a.pt',))
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'repository', ['org/../name', '../secret', 'org/na\nme', '/etc', 'a b/c', '']
+)
+def test_what_cannot_be_a_name_is_refused_before_the_network(repository):
+  with pytest.raises(errors.DataError, match='no name on the hub') as raised:
+    hub.fetch(repository, ('model.safetensors',))
+  assert '\n' not in str(raised.value)
+
+
+def test_a_file_outside_a_repository_is_refused():
+  with pytest.raises(errors.DataError, match='no name on the hub'):
+    hub.fetch('org/name', ('../../x.safetensors',))

@@ -43,9 +43,7 @@ def benchmark_encoders(config, *, images=8, repeats=5, others=False):
     repeats: of every timed call, after the first.
     others: adds the names that are not timed, by their FLOPs.
   """
-  mesh = sharding.make_mesh(
-      config.mesh_data, config.mesh_model, allow_subset=config.allow_subset
-  )
+  mesh = setup.make_mesh(config)
   sharding.check_batch(images, mesh)
   sharding.check_batch(config.batch_size, mesh, config.accumulate)
   built = build.experiment(config, mesh)
