@@ -75,7 +75,13 @@ REST = {
 SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
 # Mean velocities are learnt, and sampled from, on the linear path alone.
-MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
+MEAN_FLOW = {
+    'loss_space': '',
+    'noise_scale': 1.0,
+    'path': 'linear',
+    'prediction': 'v',
+    'sampler': 'euler',
+}
 
 
 def config(config):

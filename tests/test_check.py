@@ -113,6 +113,8 @@ WRONG_MEAN_FLOW = [
     (dict(sampler='heun'), "'euler' with objective=mean_flow"),
     (dict(path='cosine'), "'linear' with"),
     (dict(prediction='x'), "'v' with"),
+    (dict(loss_space='x'), "'' with"),
+    (dict(noise_scale=2.0), '1.0 with'),
     (dict(data_proportion=1.5), r'k / n in \[0, 1\]'),
     (dict(data_proportion=-0.25), r'k / n in \[0, 1\]'),
     (dict(data_proportion=0.77), 'n up to 16, as 0.75'),
