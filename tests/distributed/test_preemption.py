@@ -112,6 +112,4 @@ def test_a_process_that_hangs_ends_all_with_stacks():
   with multihost.Job(HANG, processes=2, devices=1) as job:
     assert all(job.codes())
     assert 'in stuck' in job.output(1)
-    # Its own stack as well, or that of the other came first.
-    waited = job.output(0)
-    assert 'process_allgather' in waited or 'process 1 on' in waited
+    assert 'process_allgather' in job.output(0)
