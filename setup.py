@@ -14,7 +14,7 @@ BASE = [
     'absl-py',  # command-line flags
     'array-record',  # the record files of a data set
     'flax',  # linen modules, a notation for pure functions
-    'grain',  # input pipeline
+    'grain>=0.2.18',  # input pipeline
     'huggingface-hub',  # weights by hub id, cached
     'jax>=0.10',
     'jaxtyping',  # shapes in signatures

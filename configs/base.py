@@ -47,6 +47,7 @@ FIELDS = {
         '', "path or hub id; '' is its published source"
     ),
     'flips': fixed(False, 'mirrored: images, or records that are stored so'),
+    'drop_colours': free(False, 'train on brightness alone where haar kept that'),
     'batch_size': fixed(256, 'of the whole job, not of one device'),
     'data_threads': free(16, 'that read records'),
     'prefetch': free(2, 'batches on the device ahead of the step'),
@@ -91,6 +92,18 @@ FIELDS = {
     'divisor_floor': fixed(0.05, 'least divisor from x or eps to v'),
     'noise_scale': fixed(1.0, 'standard deviation of the noise'),
     'label_dropout': fixed(0.1, 'probability of the null label'),
+    'objective': fixed('flow_matching', 'mean_flow, improved_mean_flow'),
+
+    # Of mean_flow: rows weigh (squared error + loss_eps) ** -loss_power.
+    'data_proportion': fixed(0.75, 'share of the rows with r = t'),
+    'omega': fixed(1.0, 'guidance in the target, scale omega / (1 - kappa)'),
+    'kappa': fixed(0.0, 'of it, the share of the network with the label'),
+    'omega_low': fixed(0.0, 'guided where omega_low <= t <= omega_high'),
+    'omega_high': fixed(1.0, 'see omega_low'),
+    'omega_largest': fixed(8.0, 'scale that improved_mean_flow is told'),
+    'loss_power': fixed(1.0, '0 is the squared error itself'),
+    'loss_eps': fixed(0.01, 'see loss_power'),
+    'product_dtype': fixed('float32', 'of the derivative along the path'),
 
     # Optimiser: AdamW after clipping the global norm.
     'steps': free(400_000, 'of the whole run'),

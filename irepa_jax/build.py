@@ -18,6 +18,7 @@ from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.data import latents
+from irepa_jax.diffusion import meanflow
 from irepa_jax.diffusion import objectives
 from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
@@ -63,7 +64,7 @@ def experiment(config, mesh=None) -> Experiment:
       projector=projector(config, module, teachers),
       encoders=teachers,
       autoencoder=autoencoder,
-      objective=objective(config),
+      objective=OBJECTIVES[config.objective](config, module, mesh),
       optimizer=optimizer(config),
   )
 
@@ -75,19 +76,13 @@ def model(config, autoencoder, mesh=None):
         f'config.image_size is {config.image_size}; {config.autoencoder} needs'
         f' a multiple of {autoencoder.factor}'
     )
-  family = models.family(config.model)
-  for field in {'attn_dropout', 'proj_dropout'} - set(family.settings):
-    if config[field]:
-      raise errors.UsageError(
-          f'config.{field} is {config[field]}; {config.model} has no dropout'
-      )
   _check_attention(config, mesh)
   module = models.create(
       config.model,
       size=config.image_size // autoencoder.factor,
       channels=autoencoder.channels,
       num_classes=config.num_classes,
-      **{field: config[field] for field in family.settings},
+      **_own_settings(config),
       align_depth=config.align_depth,
       dtype=jnp.dtype(config.dtype),
       attention=config.attention,
@@ -107,6 +102,26 @@ def model(config, autoencoder, mesh=None):
         ' token; it needs a smaller patch or a larger config.image_size'
     )
   return module
+
+
+def _own_settings(config):
+  """Returns the fields of the network that not every kind of model has."""
+  family = models.family(config.model)
+  for field in {'attn_dropout', 'proj_dropout'} - set(family.settings):
+    if config[field]:
+      raise errors.UsageError(
+          f'config.{field} is {config[field]}; {config.model} has no dropout'
+      )
+  found = {field: config[field] for field in family.settings}
+  if config.objective == 'flow_matching':
+    return found
+  if family is not models.FAMILIES['SiT']:
+    raise errors.UsageError(
+        f'config.objective is {config.objective!r}; {config.model} has no input'
+        ' for the duration of a step: a SiT has one'
+    )
+  guidances = config.objective == 'improved_mean_flow'
+  return found | {'durations': True, 'guidances': guidances}
 
 
 def _check_attention(config, mesh):
@@ -151,22 +166,66 @@ def token_grid(module):
   return (module.size // module.patch,) * 2
 
 
-def objective(config):
+def flow_matching(config, module, mesh):
   """Returns the flow-matching objective."""
+  del module, mesh
   return objectives.FlowMatching(
       null_label=config.num_classes,
       path=paths.PATHS[config.path],
-      time=functools.partial(
-          objectives.TIMES[config.time],
-          mean=config.time_mean,
-          std=config.time_std,
-      ),
+      time=times(config),
       prediction=config.prediction,
       label_dropout=config.label_dropout,
       loss_space=config.loss_space,
       floor=config.divisor_floor,
       noise_scale=config.noise_scale,
       dropout=bool(config.attn_dropout or config.proj_dropout),
+  )
+
+
+def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
+  """Returns the objective of MeanFlow."""
+  # Its product is forward only: nothing to recompute, no kernels of cuDNN.
+  product = module.clone(
+      dtype=jnp.dtype(config.product_dtype), attention='xla', remat='none'
+  )
+  return make(
+      null_label=config.num_classes,
+      time=times(config),
+      label_dropout=config.label_dropout,
+      data_proportion=config.data_proportion,
+      omega=config.omega,
+      kappa=config.kappa,
+      interval=(config.omega_low, config.omega_high),
+      power=config.loss_power,
+      eps=config.loss_eps,
+      product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
+      shards=mesh.shape[sharding.DATA] if mesh else 1,
+      **settings,
+  )
+
+
+def improved_mean_flow(config, module, mesh):
+  """Returns the objective of improved MeanFlow."""
+  return mean_flow(
+      config,
+      module,
+      mesh,
+      make=meanflow.ImprovedMeanFlow,
+      largest=config.omega_largest,
+  )
+
+
+OBJECTIVES = {
+    'flow_matching': flow_matching,
+    'mean_flow': mean_flow,
+    'improved_mean_flow': improved_mean_flow,
+}
+
+
+def times(config):
+  """Returns the distribution of t."""
+  return functools.partial(
+      objectives.TIMES[config.time], mean=config.time_mean, std=config.time_std
   )
 
 
@@ -196,6 +255,12 @@ def optimizer(config, records=IMAGENET):
   )
 
 
+def learning_rate(config, step):
+  """Returns the rate with which a step, from 1, changes the weights."""
+  rate = states.learning_rate(config.lr, config.warmup_steps)
+  return float(rate(step - 1)) if callable(rate) else rate
+
+
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:
   """Returns the functions of a training step.
 
@@ -208,21 +273,25 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
       ),
       targets=functools.partial(_targets, built, config),
       draw=built.objective.draw,
-      diffusion=lambda params, x, draw: built.objective.loss(
-          network(built, params), x, draw
+      diffusion=lambda params, x, draw: built.objective.measured(
+          network(built.model, params['model']), x, draw
       ),
       align=functools.partial(_align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
+      group=built.objective.group,
   )
 
 
-def network(built: Experiment, params):
-  """Returns apply(x, t, y) -> (output, tokens) with the weights filled in.
+def network(module, weights):
+  """Returns apply(x, t, y ...) -> (output, tokens), a pytree of the weights.
 
   With dropout it takes `keep` as well, of objectives.FlowMatching.
   """
-  return functools.partial(built.model.apply, {'params': params['model']})
+  return jax.tree_util.Partial(
+      lambda weights, *inputs: module.apply({'params': weights}, *inputs),
+      weights,
+  )
 
 
 def _latents(batch, frozen, key, *, bias, scale):
@@ -272,13 +341,20 @@ def make_sample(built: Experiment, config, bias, scale):
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
+  guidance = config.guidance
+  interval = (config.guidance_low, config.guidance_high)
+  as_velocity = built.objective.as_velocity
+  if config.objective == 'improved_mean_flow':  # an input of its network
+    as_velocity = functools.partial(as_velocity, guidance=(guidance, *interval))
+    guidance = 1.0
 
   def sample(params, noise, y, keys):
+    apply = network(built.model, params['model'])
     velocity = samplers.guided(
-        built.objective.as_velocity(network(built, params)),
+        as_velocity(apply, config.sample_steps),
         y,
-        scale=config.guidance,
-        interval=(config.guidance_low, config.guidance_high),
+        scale=guidance,
+        interval=interval,
         ends=config.guidance_ends,
         null_label=built.model.num_classes,
     )
@@ -306,12 +382,12 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
 def train_flops(built: Experiment, config):
   """Returns the FLOPs of a training step per image: backward is twice forward."""
   forward = flops.model(built.model)
+  total = (3 + built.objective.passes) * forward
   if built.projector:
-    forward += flops.projectors(built.projector)
-  teachers = 0
+    total += 3 * flops.projectors(built.projector)
   if config.features == 'online':
-    teachers = sum(map(encoder_flops, built.encoders))
-  return 3 * forward + teachers
+    total += sum(map(encoder_flops, built.encoders))
+  return total
 
 
 def encoder_flops(encoder):

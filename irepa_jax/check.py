@@ -19,8 +19,10 @@ CHOICES = {
     'guidance_ends': ('closed', 'open'),
     'labels': ('random', 'balanced'),
     'loss_space': ('', 'v', 'x', 'eps'),
+    'objective': ('flow_matching', 'mean_flow', 'improved_mean_flow'),
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
+    'product_dtype': ('float32', 'bfloat16'),
     'projector': ('mlp', 'linear', 'conv'),
     'quantise': ('truncate', 'round'),
     'remat': ('none', 'names', 'full'),
@@ -46,10 +48,13 @@ AT_LEAST = {
     'keep_every': 0,
     'log_every': 1,
     'lr_min': 0,
+    'loss_eps': 0,
+    'loss_power': 0,
     'max_failed_saves': 1,
     'max_skipped': 1,
     'mesh_model': 1,
     'num_classes': 1,
+    'omega_largest': 1,
     'prefetch': 1,
     'profile_steps': 0,
     'projector_hidden': 1,
@@ -69,6 +74,8 @@ REST = {
 }
 SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
+# Mean velocities are learnt, and sampled from, on the linear path alone.
+MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
 
 
 def config(config):
@@ -90,6 +97,8 @@ def config(config):
   _pixels(config)
   _alignment(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
+  if config.objective != 'flow_matching':
+    _mean_flow(config)
   _numbers(config)
 
 
@@ -224,6 +233,46 @@ def _alignment(config):
       'encoder_weights',
       repr(given),
       f'empty, or a path or hub id (or nothing) for each of the {count} encoders',
+  )
+
+
+def _mean_flow(config):
+  for field, wanted in MEAN_FLOW.items():
+    _require(
+        config[field] == wanted,
+        field,
+        repr(config[field]),
+        f'{wanted!r} with objective={config.objective}',
+    )
+  share = config.data_proportion
+  counts = [n for n in range(1, 17) if abs(share * n - round(share * n)) < 1e-6]
+  _require(
+      0 <= share <= 1 and counts,
+      'data_proportion',
+      share,
+      'k / n in [0, 1] with n up to 16, as 0.75',
+  )
+  rows = config.batch_size // config.accumulate
+  _require(
+      rows % counts[0] == 0,
+      'batch_size',
+      config.batch_size,
+      f'a multiple of {counts[0] * config.accumulate}: data_proportion={share}'
+      f' is exact among {counts[0]} rows',
+  )
+  _require(
+      0 <= config.omega_low <= config.omega_high <= 1,
+      'omega_low, omega_high',
+      (config.omega_low, config.omega_high),
+      'an interval 0 <= low <= high <= 1',
+  )
+  _require(0 <= config.kappa < 1, 'kappa', config.kappa, 'in [0, 1)')
+  scale = config.omega / (1 - config.kappa)
+  _require(
+      scale > 1 + 1e-6 or (config.omega, config.kappa) == (1, 0),
+      'omega, kappa',
+      (config.omega, config.kappa),
+      f'a scale omega / (1 - kappa) above 1, not {scale:g}; (1, 0) is none',
   )
 
 

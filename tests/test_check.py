@@ -6,6 +6,7 @@ import pytest
 
 from configs import base
 from configs import quickstart
+from configs import quickstart_meanflow
 from irepa_jax import check
 from irepa_jax import errors
 
@@ -95,12 +96,35 @@ WRONG = [
     (dict(guidance=NAN), '1 .none. or more'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
     (dict(guidance_high=1.5), 'an interval'),
+    (dict(objective='meanflow'), "did you mean 'mean_flow'"),
+    (dict(product_dtype='float16'), "did you mean 'bfloat16'"),
+    (dict(loss_eps=-0.01), 'at least 0'),
+    (dict(loss_power=-1.0), 'at least 0'),
+    (dict(omega_largest=0.5), 'at least 1'),
     (dict(lr=math.inf), 'must be finite'),
     (dict(time_mean=NAN), 'must be finite'),
     (dict(time_std=math.inf), 'must be finite'),
     (dict(weight_decay=math.inf), 'must be finite'),
     (dict(seed=2**70), 'in -2147483648 .. 4294967295'),
     (dict(seed=2**32), 'in -2147483648'),
+]
+# With the objective of MeanFlow.
+WRONG_MEAN_FLOW = [
+    (dict(sampler='heun'), "'euler' with objective=mean_flow"),
+    (dict(path='cosine'), "'linear' with"),
+    (dict(prediction='x'), "'v' with"),
+    (dict(data_proportion=1.5), r'k / n in \[0, 1\]'),
+    (dict(data_proportion=-0.25), r'k / n in \[0, 1\]'),
+    (dict(data_proportion=0.77), 'n up to 16, as 0.75'),
+    (dict(batch_size=6), 'a multiple of 4: data_proportion=0.75'),
+    (dict(batch_size=36, accumulate=2), 'a multiple of 8'),
+    (dict(omega_low=0.9, omega_high=0.1), 'an interval'),
+    (dict(omega_high=1.5), 'an interval'),
+    (dict(omega_low=-0.1), 'an interval'),
+    (dict(kappa=1.0), r'in \[0, 1\)'),
+    (dict(kappa=-0.1), r'in \[0, 1\)'),
+    (dict(omega=0.5, kappa=0.5), r'above 1, not 1; \(1, 0\) is none'),
+    (dict(omega=0.9), 'above 1, not 0.9'),
 ]
 
 
@@ -123,6 +147,18 @@ def test_a_field_that_cannot_work_is_named_with_its_value(changes, said):
     assert field in line
 
 
+@pytest.mark.parametrize(
+    'changes, said', WRONG_MEAN_FLOW, ids=lambda x: str(x)[:60]
+)
+def test_settings_of_mean_flow_that_cannot_work(changes, said):
+  mean_flow = dict(objective='mean_flow', sampler='euler')
+  with pytest.raises(errors.UsageError, match=said) as raised:
+    check.config(changed(mean_flow | changes))
+  assert '\n' not in str(raised.value)
+  field, value = next(iter(changes.items()))
+  assert field in str(raised.value) and str(value) in str(raised.value)
+
+
 def test_a_config_without_some_fields_is_refused():
   config = changed({})
   del config.keep, config.betas
@@ -138,7 +174,7 @@ def test_a_field_that_nothing_reads_is_refused():
 
 
 @pytest.mark.parametrize('preset', base.ALIGNMENT)
-@pytest.mark.parametrize('module', [base, quickstart])
+@pytest.mark.parametrize('module', [base, quickstart, quickstart_meanflow])
 def test_every_preset_passes(module, preset):
   check.config(module.get_config(preset))
 
@@ -164,9 +200,10 @@ def test_only_some_of_the_encoders_need_weights_of_their_own():
 def test_every_number_has_a_range_and_every_word_its_choices():
   free = {'seed', 'time_mean'}  # any integer, any number
   own = {
-      'align_coefficient', 'attn_dropout', 'betas', 'divisor_floor', 'ema',
-      'encoder_weights', 'guidance', 'guidance_high', 'guidance_low',
-      'label_dropout', 'lr', 'mesh_data', 'mesh_replica', 'noise_scale',
+      'align_coefficient', 'attn_dropout', 'betas', 'data_proportion',
+      'divisor_floor', 'ema', 'encoder_weights', 'guidance', 'guidance_high',
+      'guidance_low', 'kappa', 'label_dropout', 'lr', 'mesh_data',
+      'mesh_replica', 'noise_scale', 'omega', 'omega_high', 'omega_low',
       'proj_dropout', 'projector_kernel', 'time_std',
   }  # fmt: skip
   # Checked where they are used: names of parts, paths, hub ids, projects.

@@ -81,6 +81,28 @@ MODELS = {
     'sit_l': ('SiT-L/2', 8),
     'sit_xl': ('SiT-XL/2', 8),
 }
+# arXiv 2505.13447, table 4 and the released code; by name (model, depth of
+# alignment, omega, kappa, end of the interval). Of the rest RECIPE holds.
+MEAN_FLOW = {
+    'meanflow_b': ('SiT-B/2', 4, 1.0, 0.5, 1.0),
+    'meanflow_xl': ('SiT-XL/2', 8, 0.2, 0.92, 0.75),
+}
+MEAN_FLOW_RECIPE = RECIPE | dict(
+    betas=(0.9, 0.95),
+    clip=0.0,
+    steps=240 * 5004,
+    objective='mean_flow',
+    data_proportion=0.75,
+    omega_low=0.0,
+    loss_power=1.0,
+    loss_eps=0.01,
+    time='logit_normal',
+    time_mean=-0.4,
+    time_std=1.0,
+    product_dtype='float32',
+    sampler='euler',
+    sample_steps=1,
+)
 # The projectors of the presets among the counts of the released code.
 COUNTED = {
     'none': ('mlp', 'without_projector'),
@@ -223,6 +245,41 @@ def _rate(optimizer, count):
     updates, _ = optimizer.update({'w': jnp.ones(())}, state, params)
   moment, square = 0.1 / (1 - 0.9 ** (count + 1)), 0.05 / (1 - 0.95 ** (count + 1))
   return -float(updates['w']) / (moment / square**0.5)
+
+
+@pytest.mark.parametrize('name', MEAN_FLOW)
+def test_recipes_of_mean_flow_are_those_of_the_paper(name):
+  config = get(name)
+  wrong = {k for k, v in MEAN_FLOW_RECIPE.items() if config[k] != v}
+  assert not wrong
+  found = (config.model, config.align_depth, config.omega, config.kappa)
+  assert (*found, config.omega_high) == MEAN_FLOW[name]
+  assert config.encoder == 'dinov2-vit-b'
+
+
+@pytest.mark.parametrize('preset', ['none_noguidance', 'irepa_noguidance'])
+@pytest.mark.parametrize('name', MEAN_FLOW)
+def test_mean_flow_without_guidance_differs_in_nothing_else(name, preset):
+  config = get(name, preset)
+  assert config.preset == preset
+  assert (config.omega, config.kappa, config.omega_high) == (1, 0, 1)
+  guided = get(name, preset.removesuffix('_noguidance'))
+  own = {'preset', 'omega', 'kappa', 'omega_high'}
+  assert {k for k in config if config[k] != guided[k]} <= own
+  build.experiment(config)
+
+
+@pytest.mark.parametrize(
+    'name, count',
+    # SiT-B/2 and XL/2 without their table, plus h_embedder.
+    [('meanflow_b', 131_091_472), ('meanflow_xl', 676_440_592)],
+)
+def test_models_of_mean_flow_have_the_official_number_of_parameters(
+    name, count
+):
+  params = dict(state_of(name, 'none').params['model'])
+  params.pop('pos_embed')
+  assert sum(x.size for x in jax.tree.leaves(params)) == count
 
 
 def test_presets_differ_in_nothing_but_alignment():

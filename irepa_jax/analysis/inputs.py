@@ -26,6 +26,7 @@ from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
 from irepa_jax.data import sources
+from irepa_jax.data import tree
 
 PHOTOS = 'sklearn:photos'
 LEAST = 2  # images, for a standard error
@@ -56,6 +57,7 @@ class Files:
 
   root: pathlib.Path
   names: tuple
+  left_out: str  # what else lies there, for the user
 
   def __len__(self):
     return len(self.names)
@@ -74,6 +76,7 @@ class DataSet:
   folder: pathlib.Path
   manifest: manifests.Manifest
   records: records.Records
+  left_out = ''
 
   def __len__(self):
     return len(self.records)
@@ -92,6 +95,10 @@ class Source:
   """A source of irepa_jax.tools.prepare."""
 
   rows: Any
+
+  @property
+  def left_out(self):
+    return self.rows.left_out
 
   def __len__(self):
     return len(self.rows)
@@ -120,17 +127,18 @@ class Pictures:
     return self.origin.name(self.rows[i])
 
   def describe(self):
-    """Says in a line what will be read."""
+    """Says in a line what will be read, and in another what will not."""
+    left_out = self.origin.left_out
     return (
         f'{len(self)} images of {self.size} x {self.size} pixels:'
         f' {self.name(0)} to {self.name(len(self) - 1)}'
-    )
+    ) + (f'\nignored: {left_out}' if left_out else '')
 
   def read(self, i, masks=None):
     """Returns (pixels uint8 [s s 3], label, mask bool [s s], moments)."""
     try:
       picture = self.origin[self.rows[i]]
-    except errors.DataError as error:
+    except (errors.DataError, OSError) as error:
       raise errors.DataError(f'{self.name(i)}: {error}') from error
     pixels = images.center_crop(PIL.Image.fromarray(picture.pixels), self.size)
     mask = masks and masks(self.name(i), picture.pixels.shape[:2], pixels)
@@ -186,7 +194,7 @@ def mask_reader(kind, size):
 
 def _open(spec, size):
   if spec == PHOTOS:
-    return _open_files(_photos())
+    return dataclasses.replace(_open_files(_photos()), left_out='')
   folder = pathlib.Path(spec)
   if (folder / manifests.NAME).is_file():
     return _open_data_set(folder, size)
@@ -214,16 +222,14 @@ def _photos():
 
 
 def _open_files(root):
-  names = sorted(
-      path.relative_to(root).as_posix()
-      for path in root.rglob('*')
-      if path.suffix.lower() in sources.EXTENSIONS
-  )
+  names, left_out = tree.images_below(root)
+  left_out = tree.told(left_out)
   if not names:
     raise errors.DataError(
-        f'no images under {root}: expected {" ".join(sources.EXTENSIONS)}'
+        f'no images under {root}: expected {" ".join(images.EXTENSIONS)}'
+        + (f'; ignored: {left_out}' if left_out else '')
     )
-  return Files(root, tuple(names))
+  return Files(root, tuple(sorted(names)), left_out)
 
 
 def _open_data_set(folder, size):

@@ -19,6 +19,7 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.data import images
+from irepa_jax.data import tree
 
 LEAST_SHARE = 0.25  # spatial_metrics_comparison.py: 64 of 256 tokens
 BORDER = 16  # a border is this fraction of the side
@@ -34,13 +35,16 @@ class Folder:
     self.folder = pathlib.Path(folder)
     if not self.folder.is_dir():
       raise errors.DataError(f'mask folder {folder} not found')
+    names, left_out = tree.images_below(self.folder)
     self._files = {
-        path.relative_to(self.folder).with_suffix('').as_posix(): path
-        for path in sorted(self.folder.rglob('*'))
-        if path.is_file()
+        str(pathlib.PurePosixPath(name).with_suffix('')): self.folder / name
+        for name in names
     }
     if not self._files:
-      raise errors.DataError(f'mask folder {folder} is empty')
+      raise errors.DataError(
+          f'mask folder {folder} holds no images but'
+          f' {tree.told(left_out) or "nothing: it is empty"}'
+      )
 
   def __call__(self, name, pixels, size):
     """Returns the mask bool [size size] of an image.

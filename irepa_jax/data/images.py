@@ -44,6 +44,9 @@ REFUSED = {
 LONG = 16
 
 
+TINT = 2.0  # grey levels between channels, on average, that are no colour
+
+
 class Crop(NamedTuple):
   """One training image."""
 
@@ -109,6 +112,12 @@ def to_rgb(picture):
   elif 'transparency' in picture.info:  # PIL warns of palettes without this
     picture = picture.convert('RGBA')
   return picture.convert('RGB')
+
+
+def coloured(pixels):
+  """Whether uint8 [h w 3] has colours that one would miss in grey."""
+  levels = pixels.astype(np.int16)
+  return bool((levels.max(-1) - levels.min(-1)).mean() > TINT)
 
 
 def encode(pixels, image_format):

@@ -58,6 +58,7 @@ class Manifest:
   flips: tuple  # mirrored records, in the order of `shards`
   skipped: int  # unreadable images, listed in skipped.txt
   settings: dict  # of the preparation
+  coloured: int = 0  # images whose colours the autoencoder has dropped
   version: int = VERSION
 
 
@@ -147,6 +148,7 @@ def check(
     cached=False,
     images_needed=False,
     flips=False,
+    drop_colours=True,
 ):
   """Raises DataError where a data set contradicts an experiment.
 
@@ -161,6 +163,7 @@ def check(
     cached: the targets are read from the records.
     images_needed: an encoder or the model reads the images.
     flips: mirrored records are wanted.
+    drop_colours: whether latents of brightness alone will do.
   """
   _check_images(manifest, image_size, images_needed)
   _check_labels(manifest, num_classes)
@@ -172,6 +175,13 @@ def check(
     _check_encoders(manifest, encoders)
   if flips:
     check_flips(manifest)
+  if manifest.coloured and not drop_colours:
+    raise errors.DataError(
+        f'{manifest.coloured:,} of {manifest.count:,} images have colours, and'
+        f' {manifest.autoencoder!r} keeps brightness alone: samples would be'
+        ' grey. Prepare with another autoencoder, or set'
+        ' --config.drop_colours=true'
+    )
 
 
 def check_flips(manifest):

@@ -9,13 +9,12 @@ the same row. Whether it is mirrored is a bit hashed from (seed, e, record).
 
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import queue
 import struct
 import sys
-import threading
 from typing import NamedTuple
 
 from absl import logging
@@ -33,7 +32,6 @@ CHUNK = 32  # records that a thread reads at once: nine times less overhead
 SAMPLE = 64  # records that are read when a data set is opened
 MAX_BAD = 100  # damaged records that are passed over before it is an error
 HASH_THREADS = 8
-WAIT_S = 0.1  # between looks at whether a prefetch was closed
 
 
 def load(folder, *, verify=False, skip_bad=False, view=None):
@@ -190,6 +188,13 @@ def batches(
     iterator.close()
 
 
+def on_device(batches, sharding):
+  """Yields batches of `batches` as global arrays; closes them at its end."""
+  with contextlib.closing(batches):
+    for batch in batches:
+      yield to_device(batch, sharding)
+
+
 def to_device(batch, sharding):
   """Puts the rows of this process on its devices, as global arrays."""
   put = functools.partial(jax.make_array_from_process_local_data, sharding)
@@ -197,50 +202,33 @@ def to_device(batch, sharding):
 
 
 def prefetch(iterator, size=2):
-  """Yields from an iterator that runs `size` items ahead in its own thread.
+  """Yields from an iterator that runs `size` items ahead in grain's own thread.
 
   An error of the iterator is raised where its item would have come. Closing
   the generator ends the thread and closes the iterator.
   """
-  items, closed = queue.Queue(size), threading.Event()
-  thread = threading.Thread(
-      target=_fill, args=(iterator, items, closed), daemon=True
+  ahead = grain.experimental.ThreadPrefetchDatasetIterator(
+      _Stateless(iterator), size
   )
-  thread.start()
   try:
-    while True:
-      item, error = items.get()
-      if error is not None:
-        raise error
-      if item is _END:
-        return
-      yield item
+    yield from ahead
   finally:
-    closed.set()
-    thread.join()
+    ahead.close()
     if hasattr(iterator, 'close'):
       iterator.close()
 
 
-_END = object()
+class _Stateless:
+  """An iterator as grain asks for it. Its position is kept as a step."""
 
+  def __init__(self, iterator):
+    self._iterator = iterator
 
-def _fill(iterator, items, closed):
-  def put(item, error=None):
-    while not closed.is_set():
-      try:
-        return items.put((item, error), timeout=WAIT_S)
-      except queue.Full:
-        continue
+  def __next__(self):
+    return next(self._iterator)
 
-  try:
-    for item in iterator:
-      put(item)
-      if closed.is_set():
-        return
-    put(_END)
-  except BaseException as error:  # raised again by the consumer
-    put(None, error)
+  def get_state(self):
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Part(NamedTuple):
   square: tuple  # of z**2
   enlarged: int  # images smaller than the crop
   skipped: tuple  # (position, name, reason)
+  coloured: int = 0  # images whose colours the autoencoder drops
 
 
 def plan(length, shard_size):
@@ -216,6 +217,7 @@ def assemble(job, parts, *, codec, encoders):
       flips=tuple(part.flip for part in kept if part.flip),
       skipped=sum(len(part.skipped) for part in parts),
       settings=job.settings,
+      coloured=sum(part.coloured for part in kept),
   )
 
 

@@ -4,6 +4,7 @@
   tfds:imagenet2012[:train] a TensorFlow Datasets set in array_record files,
                             by name or by the folder of its prepared files
   arrow:/path[:train]       a Hugging Face `datasets` folder (save_to_disk)
+                            of both: ,image=NAME,label=NAME choose columns
   latents:/path[:val]       the precomputed latents of the official release
   digits                    1,797 handwritten digits of 16x16 pixels
 
@@ -12,34 +13,30 @@ and `fingerprint` tells whether they are the same. Nothing imports TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax import file_names
 from irepa_jax.data import digits
+from irepa_jax.data import images
+from irepa_jax.data import tables
+from irepa_jax.data import tree
 
 KINDS = ('folder', 'tfds', 'arrow', 'latents', 'digits')
-EXTENSIONS = tuple(
-    ['.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp']
-)  # those of torchvision's ImageFolder, matched without case
 # Folders of the official release; the latents are those of sd-vae-ft-mse.
 RELEASE_IMAGES = 'imagenet-latents-images'
 RELEASE_LATENTS = 'imagenet-latents-sdvae-ft-mse-f8d4'
 
-
-class Example(NamedTuple):
-  """One image with its label."""
-
-  image: Any  # bytes of an image file, uint8 [h w 3], or None
-  label: int
-  moments: Any = None  # float16 [h w 2c] (mean | std) where precomputed
+Example, Table = tables.Example, tables.Table
 
 
 def create(spec):
@@ -60,6 +57,7 @@ class Folder:
   root: pathlib.Path
   class_names: tuple
   files: tuple  # (path below root, label), ordered by class and name
+  left_out: str = ''  # what else lies there, for the user
   has_images, has_moments = True, False
 
   def __len__(self):
@@ -78,29 +76,6 @@ class Folder:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-  """Rows with an image and a label, of tfds or Hugging Face datasets."""
-
-  origin: str
-  rows: Any
-  image: str  # names of the columns
-  label: str
-  class_names: tuple
-  fingerprint: str
-  has_images, has_moments = True, False
-
-  def __len__(self):
-    return len(self.rows)
-
-  def __getitem__(self, i):
-    row = self.rows[i]
-    return Example(_image_bytes(row[self.image]), int(row[self.label]))
-
-  def name(self, i):
-    return f'{self.origin} row {i}'
-
-
-@dataclasses.dataclass(frozen=True)
 class Release:
   """The official release: moments [8 32 32], with images or labels alone."""
 
@@ -116,9 +91,23 @@ class Release:
 
   def __getitem__(self, i):
     moments = _channels_last(self.latents[i]['data'])
+    self._check_shape(moments)
     if self.images is None:
       return Example(None, int(self.labels[i]), moments)
     return self.images[i]._replace(moments=moments)
+
+  def _check_shape(self, moments):
+    """Raises DataError for latents of another shape than the first."""
+    if moments.shape != self.shape:
+      raise errors.DataError(
+          f'latents of shape {moments.shape}, those of the first row'
+          f' {self.shape}'
+      )
+
+  @functools.cached_property
+  def shape(self):
+    """(h, w, 2c) of the first row."""
+    return _channels_last(self.latents[0]['data']).shape
 
   def name(self, i):
     return f'{self.origin} row {i}'
@@ -126,6 +115,10 @@ class Release:
   @property
   def has_images(self):
     return self.images is not None
+
+  @property
+  def left_out(self):
+    return self.images.left_out if self.has_images else ''
 
   @property
   def class_names(self):
@@ -141,6 +134,7 @@ class Arrays:
   labels: np.ndarray
   class_names: tuple
   has_images, has_moments = True, False
+  left_out = ''
 
   def __len__(self):
     return len(self.labels)
@@ -157,71 +151,80 @@ class Arrays:
 
 
 def open_folder(path):
-  """Lists a tree of images as torchvision's ImageFolder does."""
+  """Lists a tree of images in the order of torchvision's ImageFolder."""
   root = pathlib.Path(path)
   _require_folder(root, 'image folder')
-  classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+  classes, left_out = tree.images_by_class(root)
+  left_out = tree.told(left_out)
+  note = f' (ignored: {left_out})' if left_out else ''
   files = [
       (name, label)
-      for label, folder in enumerate(classes)
-      for name in _walk(root, folder)
+      for label, names in enumerate(classes.values())
+      for name in names
   ]
   if not files:
     raise errors.DataError(
         f'no images under {root}: expected one folder per class with'
-        f' {" ".join(EXTENSIONS)} files, found {_some(root)}'
+        f' {" ".join(images.EXTENSIONS)} files, found {_some(root)}{note}'
     )
-  empty = set(range(len(classes))) - {label for _, label in files}
-  if empty:
-    names = ', '.join(classes[label] for label in sorted(empty)[:3])
+  if empty := [name for name, names in classes.items() if not names]:
     raise errors.DataError(
         f'{len(empty)} of {len(classes)} class folders under {root} hold no'
-        f' images: {names}'
+        f' images: {", ".join(empty[:3])}{note}'
     )
-  return Folder(root, tuple(classes), tuple(files))
+  return Folder(root, tuple(classes), tuple(files), left_out)
 
 
 def open_tfds(rest):
   """Opens a tfds set that was prepared as array_record."""
   tfds = _import('tensorflow_datasets', 'tensorflow-datasets')
+  rest, chosen = tables.choices(rest)
   name, split = _split(rest, 'train')
-  decoders = {'image': tfds.decode.SkipDecoding()}
   try:
     if pathlib.Path(name).is_dir():
-      builder = tfds.builder_from_directory(name)
+      builder = tfds.builder_from_directory(file_names.plain(name))
     else:
       builder = tfds.builder(name)
-    rows = builder.as_data_source(split=split, decoders=decoders)
-  except (
-      tfds.core.DatasetNotFoundError,
-      AssertionError,
-      KeyError,
-      NotImplementedError,
-      OSError,
-      ValueError,
-  ) as error:
+    features = dict(builder.info.features)
+    encoded = {
+        k: tfds.decode.SkipDecoding()
+        for k, v in features.items()
+        if isinstance(v, tfds.features.Image)
+    }
+    rows = builder.as_data_source(split=split, decoders=encoded)
+  except Exception as error:  # of tfds: many types, AssertionError too
     raise errors.DataError(
-        f'cannot open tfds:{name} split {split!r}: {_line(error)} (prepare it'
-        " first, with file_format='array_record'; TFDS_DATA_DIR names its"
-        ' folder)'
+        f'cannot open tfds:{name} split {split!r}: {tables.first_line(error)}'
+        " (prepare it first, with file_format='array_record'; TFDS_DATA_DIR"
+        ' names its folder)'
     ) from error
-  label = builder.info.features['label']
-  names = tuple(label.names) if hasattr(label, 'names') else ()
   origin = f'tfds:{builder.info.full_name}:{split}'
-  return Table(origin, rows, 'image', 'label', names, origin)
+  columns = tables.columns(features, origin, chosen)
+  if columns.image not in encoded:
+    raise errors.DataError(
+        f'{origin}: column {columns.image!r} holds no image files, but'
+        f' {features[columns.image]!r}'
+    )
+  label = features[columns.label]
+  if label.shape or not np.issubdtype(label.np_dtype, np.integer):
+    raise errors.DataError(
+        f'{origin}: column {columns.label!r} is no class, but {label!r}'
+    )
+  names = tuple(getattr(label, 'names', ()))
+  return Table(origin, rows, columns, names, _marked(origin, chosen))
 
 
 def open_arrow(rest):
   """Opens a folder written by `datasets.Dataset.save_to_disk`."""
+  rest, chosen = tables.choices(rest)
   path, split = _split(rest, None)
   rows, fingerprint = _load_arrow(path, split)
-  features = rows.features
-  image = _column(features, 'Image', path, ('image', 'img'))
-  label = _column(features, 'ClassLabel', path, ('label', 'labels'))
-  datasets = _import('datasets', 'datasets')
-  rows = rows.cast_column(image, datasets.Image(decode=False))
-  names = tuple(getattr(features[label], 'names', None) or ())
-  return Table(f'arrow:{path}', rows, image, label, names, fingerprint)
+  columns = tables.columns(rows.features, path, chosen)
+  rows = rows.select_columns(list(dict.fromkeys(columns[:2])))
+  rows = _with_files(rows, columns.image, path)
+  names, classes = _classes(rows, columns.label, path)
+  fingerprint = _marked(fingerprint, chosen)
+  return Table(f'arrow:{path}', rows, columns, names, fingerprint, classes)
 
 
 def open_latents(rest):
@@ -235,6 +238,10 @@ def open_latents(rest):
     )
   part = 'val' if split == 'val' else ''
   latents, fingerprint = _load_arrow(root / RELEASE_LATENTS / part, None)
+  if 'data' not in latents.features:
+    raise errors.DataError(
+        f'{root / RELEASE_LATENTS} has no column data: {list(latents.features)}'
+    )
   latents = latents.with_format('numpy')
   pictures, labels = None, None
   if (root / RELEASE_IMAGES).is_dir():
@@ -267,14 +274,6 @@ OPEN = {
 }
 
 
-def _walk(root, folder):
-  for place, folders, names in os.walk(root / folder, followlinks=True):
-    folders.sort()
-    for name in sorted(names):
-      if name.lower().endswith(EXTENSIONS):
-        yield os.path.relpath(os.path.join(place, name), root)
-
-
 def _split(rest, default):
   """Splits PATH[:SPLIT]; a folder whose own name has a colon stays whole."""
   path, colon, split = rest.rpartition(':')
@@ -289,10 +288,11 @@ def _load_arrow(path, split):
   path = pathlib.Path(path)
   _require_folder(path, 'folder of arrow files')
   try:
-    rows = datasets.load_from_disk(str(path))
-  except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as e:
+    rows = datasets.load_from_disk(str(file_names.plain(path)))
+  except Exception as e:  # of datasets and pyarrow: many types
     raise errors.DataError(
-        f'cannot read {path} with datasets.load_from_disk: {_line(e)}'
+        f'cannot read {path} with datasets.load_from_disk:'
+        f' {tables.first_line(e)}'
     ) from e
   if isinstance(rows, datasets.DatasetDict):
     split = split or 'train'
@@ -305,35 +305,65 @@ def _load_arrow(path, split):
   return rows, state['_fingerprint']
 
 
-def _column(features, kind, path, names):
-  """Finds a column by the type of its feature, or by a usual name."""
-  found = [k for k, v in features.items() if type(v).__name__ == kind]
-  found = found or [name for name in names if name in features]
-  if not found:
+def _with_files(rows, column, path):
+  """Returns rows whose images stay files; DataError where there are none."""
+  datasets = _import('datasets', 'datasets')
+  kind = rows.features[column]
+  if isinstance(kind, datasets.Image):
+    return rows.cast_column(column, datasets.Image(decode=False))
+  if getattr(kind, 'dtype', '') in ('binary', 'large_binary'):
+    return rows
+  raise errors.DataError(
+      f'{path}: column {column!r} holds no image files, but {kind!r}: save it'
+      f' with .cast_column({column!r}, datasets.Image())'
+  )
+
+
+def _classes(rows, column, path):
+  """Returns (class names, {word: label} or None) of a column of labels.
+
+  Words are classes in alphabetical order.
+  """
+  kind = rows.features[column]
+  dtype = getattr(kind, 'dtype', '')
+  if dtype in ('string', 'large_string'):
+    names = sorted(word for word in rows.unique(column) if word is not None)
+    return tuple(names), {word: label for label, word in enumerate(names)}
+  if not re.match(r'u?int|bool|float', str(dtype)):
     raise errors.DataError(
-        f'{path} has no {kind} column (nor one called {" or ".join(names)}):'
-        f' {list(features)}'
+        f'{path}: column {column!r} is no class, but {kind!r}: one whole number'
+        ' or word a row'
     )
-  return found[0]
+  return tuple(getattr(kind, 'names', None) or ()), None
 
 
-def _image_bytes(value):
-  """Returns the file of an image that tfds or datasets did not decode."""
-  if not isinstance(value, dict):
-    return value
-  return value['bytes'] or pathlib.Path(value['path']).read_bytes()
+def _marked(fingerprint, chosen):
+  """Tells apart what other columns make of the same rows."""
+  return ','.join([fingerprint, *(f'{k}={chosen[k]}' for k in sorted(chosen))])
 
 
 def _channels_last(data):
   """Moments [8 32 32] or [1 8 32 32] as float16 [32 32 8]."""
-  chw = np.asarray(data, np.float32).reshape(np.shape(data)[-3:])
+  try:
+    found = np.asarray(data, np.float32)
+    channels, height, width = found.shape[-3:]
+    chw = found.reshape(channels, height, width)
+  except (TypeError, ValueError) as error:  # null or ragged
+    raise errors.DataError(
+        'the row has no latents [channels height width]'
+    ) from error
   return chw.transpose(1, 2, 0).astype(np.float16)
 
 
 def _read_labels(path):
   if not path.is_file():
     raise errors.DataError(f'neither {RELEASE_IMAGES} nor {path} was found')
-  return np.array(path.read_text().split(), np.int64)
+  try:
+    return np.array(path.read_text().split(), np.int64)
+  except ValueError as error:
+    raise errors.DataError(
+        f'{path} should hold one whole number a line: {error}'
+    ) from error
 
 
 def _require_folder(path, what):
@@ -361,8 +391,3 @@ def _import(module, package):
         f'this source needs the package {module.split(".")[0]}: pip install'
         f' {package}'
     ) from error
-
-
-def _line(error):
-  """The first line of an error of another library."""
-  return str(error).strip().split('\n')[0][:200]

@@ -37,6 +37,7 @@ class Job(NamedTuple):
   num_classes: int  # labels must be smaller; 0 is not checked
   keep_moments: bool  # of a source that brings its own
   skip: bool  # leave unreadable images out, instead of failing
+  grey: bool = False  # the autoencoder drops colours
   encode: encoding.Encode | None = None
   pool: futures.Executor | None = None
 
@@ -77,7 +78,7 @@ class Pace(NamedTuple):
 
 def shard(job, span, advance=lambda images: None):
   """Writes the records of a span and its side-car; returns the Part."""
-  skipped, sums, labels, shapes, enlarged = [], [], [], None, 0
+  skipped, sums, labels, shapes, enlarged, coloured = [], [], [], None, 0, 0
   paths = [shards.path(job.out, span, kind) for kind in _kinds(job)]
   with contextlib.ExitStack() as stack:
     add = [stack.enter_context(records.writer(path)) for path in paths]
@@ -91,6 +92,8 @@ def shard(job, span, advance=lambda images: None):
         sums.append(_sums(moments, chunk.items))
       labels += [item.label for item in chunk.items]
       enlarged += sum(bool(i.crop and i.crop.enlarged) for i in chunk.items)
+      if job.grey:
+        coloured += sum(map(images.coloured, chunk.pixels))
       skipped += chunk.skipped
       advance(len(chunk.items) + len(chunk.skipped))
   mean, square = np.concatenate(sums).mean(0) if sums else ((), ())
@@ -105,6 +108,7 @@ def shard(job, span, advance=lambda images: None):
       square=tuple(square),
       enlarged=enlarged,
       skipped=tuple(_entry(job.source, item) for item in skipped),
+      coloured=coloured,
   )
   shards.write_part(job.out, span, part)
   return part

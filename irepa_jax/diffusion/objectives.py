@@ -126,6 +126,10 @@ class FlowMatching:
   floor: float = FLOOR
   noise_scale: float = 1.0
   dropout: bool = False
+  # What MeanFlow has more of: rows that belong together, and passes of the
+  # network that no gradient follows.
+  group = 1
+  passes = 0
 
   def draw(
       self, key: jax.Array, x: Float[Array, 'b ...'], y: Int[Array, 'b']
@@ -168,6 +172,12 @@ class FlowMatching:
       )
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim))), tokens
 
+  def measured(
+      self, apply: Callable[..., Any], x: Float[Array, 'b ...'], draw: Draw
+  ) -> tuple[Float[Array, 'b'], Any, dict[str, jax.Array]]:
+    """Returns the same and scalars to log: none, as the loss says it all."""
+    return *self.loss(apply, x, draw), {}
+
   def target(
       self, x: Float[Array, 'b ...'], draw: Draw
   ) -> Float[Array, 'b ...']:
@@ -176,11 +186,16 @@ class FlowMatching:
       return paths.velocity(x, draw.noise, draw.t, self.path)
     return {'x': x, 'eps': draw.noise}[self.prediction]
 
-  def as_velocity(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+  def as_velocity(
+      self, apply: Callable[..., Any], steps: int | None = None
+  ) -> Callable[..., Any]:
     """Returns `apply` with its output turned into a velocity, for sampling.
 
     With a loss space the divisor is floored as in the loss; without, as ever.
+
+    steps: of the sampler; a velocity at one time does not depend on them.
     """
+    del steps
     convert = functools.partial(paths.convert, target='v')
     if self.loss_space:
       convert = paths.floored_velocity

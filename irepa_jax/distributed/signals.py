@@ -8,6 +8,7 @@ start. This module knows no JAX, so that it comes before: an interrupt while
 JAX is being imported crashes the process.
 """
 
+import contextlib
 import signal
 
 from irepa_jax import errors
@@ -33,7 +34,21 @@ def end_at_once():
     signal.signal(number, _end)
 
 
+@contextlib.contextmanager
+def kept(text):
+  """Has an end inside say what is on disk already, and how to go on."""
+  global _kept
+  before, _kept = _kept, text
+  try:
+    yield
+  finally:
+    _kept = before
+
+
+_kept = 'nothing to save yet'
+
+
 def _end(number, frame):
   del frame
   name = signal.Signals(number).name
-  peers.end_all(errors.TRY_AGAIN, f'asked to stop ({name}): start it again')
+  peers.end_all(errors.TRY_AGAIN, f'asked to stop ({name}); {_kept}')

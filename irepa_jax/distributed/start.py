@@ -18,6 +18,7 @@ from irepa_jax import errors
 from irepa_jax.distributed import cluster
 from irepa_jax.distributed import peers
 from irepa_jax.distributed import rendezvous
+from irepa_jax.names import places
 
 START_TIMEOUT_S = 300
 HEARTBEAT_TIMEOUT_S = 100
@@ -107,9 +108,9 @@ def _keep_programs():
   """
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  folder = pathlib.Path(cache, 'irepa_jax', f'xla-{_processor()}')
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  if (cache := places.cache()) is not None:
+    folder = cache / f'xla-{_processor()}'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _processor():

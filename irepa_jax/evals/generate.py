@@ -112,7 +112,8 @@ def generate(
 ) -> Iterator[Part]:
   """Yields the images of these numbers, as far as they are this process's.
 
-  While a part is being used the next one is already computed.
+  While a part is being used the next one is already computed; images leave
+  the device as soon as they are made, whatever it does next.
 
   Args:
     render: of make_renderer, with the same mesh.
@@ -135,7 +136,7 @@ def generate(
     batch = np.full(size, NOBODY, np.int32)
     chosen = numbers[first : first + size]
     batch[: len(chosen)] = chosen
-    done, ahead = ahead, render(params, _place(batch, mesh))
+    done, ahead = ahead, _leaving(render(params, _place(batch, mesh)))
     if done is not None:
       yield _finished(*done)
   if ahead is not None:
@@ -183,6 +184,13 @@ def _place(batch, mesh):
   if mesh is None:
     return jnp.asarray(batch)
   return sharding.put(batch, sharding.batch_sharding(mesh))
+
+
+def _leaving(made):
+  """Starts the transfer of arrays to the host, for when they are computed."""
+  for array in jax.tree.leaves(made):
+    array.copy_to_host_async()
+  return made
 
 
 def _finished(part, finite):

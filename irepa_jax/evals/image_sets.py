@@ -28,7 +28,8 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
-from irepa_jax.data import sources
+from irepa_jax.data import tree
+from irepa_jax.distributed import processes
 
 MEMBER = 'arr_0.npy'
 THREADS = 16  # that decode files
@@ -121,18 +122,15 @@ def open_folder(path) -> ImageSet:
   """Opens the image files in a folder and below it."""
   manifests.check_local(path)
   root = pathlib.Path(path)
-  files = sorted(
-      file
-      for place, _, names in os.walk(root, followlinks=True)
-      for file in (pathlib.Path(place, name) for name in names)
-      if file.name.lower().endswith(sources.EXTENSIONS)
-  )
+  names, left_out = tree.images_below(root)
+  files = sorted(root / name for name in names)
   if not files:
-    shown = ', '.join(sorted(os.listdir(root))[:3]) or 'nothing'
     raise errors.DataError(
-        f'no images in {root} or below it ({" ".join(sources.EXTENSIONS)}); it'
-        f' holds {shown}'
+        f'no images in {root} or below it ({" ".join(images.EXTENSIONS)}); it'
+        f' holds {tree.told(left_out) or "nothing"}'
     )
+  if left_out and processes.is_first():
+    print(f'{root}: {len(files):,} images; ignored: {tree.told(left_out)}')
   side = _decode(files[0]).shape[:2]
   return ImageSet(
       str(root),
@@ -259,7 +257,7 @@ def _picked(read, count, side, size, rows):
 def _decode(path):
   try:
     return images.decode(path.read_bytes())
-  except errors.DataError as error:
+  except (errors.DataError, OSError) as error:
     raise errors.DataError(f'{path}: {error}') from error
 
 

@@ -71,6 +71,22 @@ def check_spaces(reference, spaces):
       )
 
 
+def check_widths(reference, widths):
+  """Raises DataError where stored features are not as wide as the networks'.
+
+  widths: {SPACE/FEATURE: d}, of generated.layout.
+  """
+  stored = reference.stored or statistics.Summary(0, {}, {})
+  found = {name: mean.size for name, (mean, _) in stored.fits.items()}
+  found |= {name: x.shape[-1] for name, x in stored.rows.items()}
+  for name in sorted(found.keys() & widths.keys()):
+    if found[name] != widths[name]:
+      raise errors.DataError(
+          f'the reference {reference.path} has {found[name]} features of'
+          f' {name}, the network gives {widths[name]}: it is of another network'
+      )
+
+
 def resolution(reference):
   """Returns (height, width) of its images, None where nothing tells it."""
   if reference.images:

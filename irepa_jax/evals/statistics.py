@@ -136,14 +136,17 @@ def summarise(blocks: Iterable[dict[str, Any]], count, *, kept=None) -> Summary:
       if fitted(name):
         _wait(waiting.setdefault(name, []), x, moments, name)
       if compared(name) or (kept is None and name == LOGITS):
-        rows.setdefault(name, []).append(x[mask])
+        if name not in rows:  # whole from the start: lists would take twice
+          rows[name] = np.empty((chosen.sum(), x.shape[1]), x.dtype)
+        first = chosen[:seen].sum()
+        rows[name][first : first + mask.sum()] = x[mask]
     seen += max(map(len, block.values()), default=0)
   for name, left in waiting.items():
     _merge(left, moments, name)
   return Summary(
       count,
       {name: scores.statistics(found) for name, found in moments.items()},
-      {name: np.concatenate(found) for name, found in rows.items()},
+      rows,
   )
 
 

@@ -4,6 +4,8 @@ Runs that differ only in their seed share a row and a colour.
 """
 
 import collections
+import contextlib
+import difflib
 import itertools
 import json
 import pathlib
@@ -12,6 +14,9 @@ import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.names import file_names
+from irepa_jax.names import places
+from irepa_jax.names.experiments import base
+from irepa_jax.runs import directory
 
 # A colour-blind safe palette (Okabe and Ito, 2008).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -21,14 +26,51 @@ def compare(folders, out, *, metrics, steps=()):
   """Writes OUT.md and OUT.png for run directories; returns the table.
 
   metrics: names in metrics.jsonl; steps: of the table, () is the last one.
+  Raises UsageError for a metric or step that no run has. Without matplotlib
+  there is no OUT.png.
   """
+  places.try_file(f'{out}.md')
   rows = collections.defaultdict(list)
   for folder in folders:
     rows[row_name(folder, folders)].append(curves(folder))
-  text = table(rows, metrics, steps)
+  runs = [run for group in rows.values() for run in group]
+  check(runs, metrics, steps)
+  text = '\n'.join([table(rows, metrics, steps), *lengths(runs, metrics, steps)])
+  pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
   pathlib.Path(f'{out}.md').write_text(text + '\n', encoding='utf-8')
-  plot(rows, metrics, f'{out}.png')
+  try:
+    plot(rows, metrics, f'{out}.png')
+  except ImportError:
+    print('no plot: pip install matplotlib')
   return text
+
+
+def check(runs, metrics, steps):
+  """Raises UsageError for a metric or step that none of the runs has."""
+  for metric in metrics:
+    found = sorted({step for run in runs for step in run.get(metric, ())})
+    if not found:
+      known = sorted({name for run in runs for name in run} - {'step'})
+      near = difflib.get_close_matches(metric, known, n=1)
+      hint = f' (did you mean {near[0]!r}?)' if near else ''
+      raise errors.UsageError(
+          f'no run has a metric {metric!r}{hint}; they have'
+          f' {", ".join(known) or "none"}'
+      )
+    for step in set(steps) - set(found):
+      raise errors.UsageError(
+          f'no run has {metric} at step {step}; it is there at'
+          f' {", ".join(map(str, found[:8]))}{" ..." * (len(found) > 8)}'
+      )
+
+
+def lengths(runs, metrics, steps):
+  """Returns a note where the last values are those of different steps."""
+  ends = {max(run[m]) for m in metrics for run in runs if run.get(m)}
+  if steps or len(ends) < 2:
+    return []
+  told = ', '.join(map(str, sorted(ends)))
+  return ['', f'The runs end at different steps ({told}): --steps compares them.']
 
 
 def curves(folder):
@@ -37,11 +79,13 @@ def curves(folder):
   if not path.exists():
     raise errors.UsageError(f'{folder} is not a run: it has no metrics.jsonl')
   found = collections.defaultdict(dict)
-  for line in path.read_text().splitlines():
-    record = json.loads(line)
-    for name, value in record.items():
-      if isinstance(value, (int, float)):
-        found[name][record['step']] = value
+  for line in path.read_text(errors='replace').splitlines():
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
+      record = json.loads(line)
+      step = record['step']
+      for name, value in record.items():
+        if isinstance(value, (int, float)):
+          found[name][step] = value
   return found
 
 
@@ -59,7 +103,8 @@ def settings(folder):
   path = pathlib.Path(folder) / 'config.json'
   if not path.exists():
     raise errors.UsageError(f'{folder} is not a run: it has no config.json')
-  return json.loads(path.read_text())
+  found = directory.read_config(folder, base.FIELDS)
+  return json.loads(json.dumps(found))
 
 
 def table(rows, metrics, steps):

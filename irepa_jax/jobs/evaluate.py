@@ -24,6 +24,7 @@ from irepa_jax.evals import spaces as spaces_lib
 from irepa_jax.evals import statistics
 from irepa_jax.jobs import sample
 from irepa_jax.jobs import saved_run
+from irepa_jax.names import places
 
 INCEPTION = spaces_lib.INCEPTION
 
@@ -55,6 +56,7 @@ def evaluate(
     **judging: of open_judge.
   """
   _check_flags(samples, workdir, reference, write_reference, out, count)
+  _try_outputs(workdir, out, write_reference)
   run, images = None, None
   if workdir:
     run = saved_run.open_(workdir, **settings or {})
@@ -97,6 +99,16 @@ def _check_flags(samples, workdir, reference, write_reference, out, count):
     raise errors.UsageError(
         f'{samples} is a run directory: --workdir={samples}'
     )
+
+
+def _try_outputs(workdir, out, write_reference):
+  """Raises UsageError where the result could not be written."""
+  if write_reference:
+    processes.on_first(lambda: places.try_file(write_reference))
+  if out:
+    processes.on_first(lambda: places.try_file(out))
+  elif workdir:
+    processes.on_first(lambda: places.try_folder(f'{workdir}/evaluations'))
 
 
 def _side(run, images):
@@ -143,6 +155,8 @@ def open_judge(
   networks = tuple(open_space(text, inception, side, mesh) for text in spaces)
   if opened:
     references.check_spaces(opened, networks)
+  if opened and side:
+    references.check_widths(opened, generated.layout(networks, side, mesh))
   return judges.Judge(
       mesh,
       networks,
@@ -283,9 +297,9 @@ def finish(judge, summarise, about, out):
 
   def score():
     found.update(judge.record(summarise(), about()))
+    print(judges.table(found))  # first: they are not lost with a full disk
     if out:
       judges.write(out, found)
-    print(judges.table(found))
     print(f'-> {out}' if out else 'not written: no --out')
 
   processes.on_first(score)

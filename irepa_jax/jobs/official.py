@@ -4,10 +4,13 @@ An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
 AdamW, moments by the position of a parameter), `args` and `steps`. That of JiT
 has two averages, `model_ema1` and `model_ema2`, `optimizer` and `epoch`, and
 the prefix `net.` before every name. A plain state dict, as the SiT release has
-it, is taken for both model and average.
+it, is taken for both model and average. The
+official MeanFlow writes checkpoints of flax, which weights.flax_files turns into
+the same layout; they lack the position table, which is a constant.
 """
 
 import contextlib
+import functools
 import json
 import re
 from typing import Any
@@ -28,6 +31,8 @@ from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
 from irepa_jax.models import autoencoders
 from irepa_jax.models import just_image
+from irepa_jax.models import layers
+from irepa_jax.names import places
 from irepa_jax.runs import directory
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
@@ -80,6 +85,7 @@ def export(workdir, out, *, ema=0, step=None):
 
   A .pt of JiT holds both averages. ema: which one else, from 0; step: of the checkpoint, None is the newest.
   """
+  places.try_file(out)
   run = saved_run.open_(workdir)
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)
@@ -193,6 +199,10 @@ def to_state(built, config, content):
   Raises DataError where the file holds another architecture.
   """
   file = sections(content, config.batch_size)
+  filled = functools.partial(_with_positions, built.model)
+  file = file._replace(
+      model=filled(file.model), averages=tuple(map(filled, file.averages))
+  )
   state = jax.eval_shape(
       lambda: setup.init_state(built, config, jax.random.key(0))
   )
@@ -282,6 +292,14 @@ def _params(built, config, state_dict):
         f'the file looks like {looks_like(state_dict)}, the config has'
         f' {config.model}: {error}'
     ) from error
+
+
+def _with_positions(module, state_dict):
+  """Fills in the position table, which files of MeanFlow do not hold."""
+  if 'pos_embed' in state_dict or 'h_embedder.mlp.0.bias' not in state_dict:
+    return state_dict
+  table = layers.sincos_2d(module.width, module.size // module.patch)
+  return {**state_dict, 'pos_embed': table[None]}
 
 
 def _with_projector(built, config, params, missing):

@@ -7,6 +7,7 @@ are not there, by the real compiler.
 import os
 import pathlib
 import re
+import sys
 import time
 from typing import NamedTuple
 
@@ -35,6 +36,10 @@ TARGETS = pathlib.Path(__file__).parent / 'targets'
 # products are left to cuBLAS.
 GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 GIB = 2**30
+# Memory of a device that a program can use, GiB: as the compilers of TPUs say,
+# and of NVIDIA's data sheets.
+MEMORY_GIB = {'v4': 31.25, 'v5e': 15.75, 'v5p': 95.0, 'v6e': 31.25, 'h200': 131.3}
+LESS = '--config.remat=full, --config.fsdp=true, --config.accumulate=2'
 
 
 def plan(config, slice_name='', slices=1):
@@ -50,11 +55,40 @@ def plan(config, slice_name='', slices=1):
   shapes = setup.abstract(built, config, mesh)
   report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
   report |= sizes(shapes)
+  _say(f'{config.model} on {len(devices)} x {devices[0].device_kind}')
   flops = build.train_flops(built, config)
   report['train_gflop_per_image'] = round(flops / 1e9, 1)
   if slice_name:
+    _say('compiling the training step: seconds for small models, minutes for XL')
     report |= compiled(built, config, mesh, shapes)
-  return report
+  kind = slice_name.partition(':')[0]
+  return report | verdict(report, MEMORY_GIB.get(kind))
+
+
+def verdict(report, available):
+  """Says whether it fits. available: GiB of a device, None where unknown.
+
+  Without a compiled step only the state is known, which is a lower bound.
+  """
+  if 'temporaries_gib' in report:
+    needed = report['arguments_gib'] + report['temporaries_gib']
+    what = 'arguments and temporaries of the compiled step'
+  else:
+    names = ('state_gib_per_device', 'encoders_gib_per_device')
+    needed = sum(report[name] for name in names)
+    what = 'weights and optimiser alone; --topology counts all of the step'
+  told = {'needed_gib': round(needed, 2), 'needed_for': what}
+  if available is None:
+    return told | {'fits': 'unknown: memory of the device is not known'}
+  told |= {'available_gib': available}
+  if needed > available:
+    return told | {'fits': f'no: less memory by {LESS}'}
+  return told | {'fits': 'yes' if 'temporaries_gib' in report else 'perhaps'}
+
+
+def _say(text):
+  """Tells on standard error what takes its time; the JSON stays alone."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def topology(name, slices=1):

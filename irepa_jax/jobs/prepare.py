@@ -25,10 +25,12 @@ from irepa_jax.data import manifest as manifests
 from irepa_jax.data import shards
 from irepa_jax.data import sources
 from irepa_jax.data import write
+from irepa_jax.distributed import signals
 from irepa_jax.jobs import prepare_options
 from irepa_jax.weights import files
 
 SMALL_SHARE = 0.01  # of images smaller than the crop, above which it is said
+KEPT = 'finished shards are kept: the same command goes on with the others'
 UNITS = ((86400, 'days'), (3600, 'h'), (60, 'min'), (1, 's'))
 SIZES = ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB'))
 
@@ -72,6 +74,9 @@ def prepare(
   manifests.check_local(out)
   codec, encoders = _networks(source, options)
   _check(source, options, codec)
+  left_out = getattr(source, 'left_out', '')  # other sources need not know it
+  if left_out:
+    say(f'ignored: {left_out}')
   job = _job(source, out, codec, encoders, options)
   length = job.settings['images']
   spans = shards.plan(length, options.shard_size)
@@ -89,7 +94,7 @@ def prepare(
     manifests.write(out, manifest)
     shards.clean(out)
   shards.wait_for_manifest(out, manifest)
-  _report(manifest, parts, out, say)
+  _report(manifest, parts, out, left_out, say)
   return manifest
 
 
@@ -221,6 +226,7 @@ def _job(source, out, codec, encoders, options):
       image_format=options.image_format,
       num_classes=len(source.class_names) or options.num_classes,
       keep_moments=codec is not None,
+      grey=codec is not None and codec.model.grey,
       skip=options.on_error == 'skip',
   )
 
@@ -247,9 +253,10 @@ def _write(job, mine, load, max_skipped, process_count, say):
   job = job._replace(encode=load())
   _announce(write.measure(job, todo[0]), job, todo, process_count, say)
   total, left = _images(mine), _images(todo)
-  with tqdm.tqdm(
+  bar = tqdm.tqdm(
       total=total, initial=total - left, unit='img', disable=say is _silent
-  ) as bar:
+  )
+  with bar, signals.kept(KEPT):
     for span in todo:
       parts.append(write.shard(job, span, bar.update))
       if parts[-1].skipped:
@@ -290,15 +297,22 @@ def _announce(pace, job, todo, process_count, say):
     )
 
 
-def _report(manifest, parts, out, say):
+def _report(manifest, parts, out, left_out, say):
   shard_files = (*manifest.shards, *manifest.flips)
   size = sum(shard.size for shard in shard_files)
   say(
       f'{out}: {manifest.count:,} records of {manifest.num_classes} classes in'
       f' {len(shard_files)} shards, {_amount(size, SIZES)};'
       f' {manifest.skipped} images skipped'
+      + (f'; ignored in the source: {left_out}' if left_out else '')
   )
   small = sum(part.enlarged for part in parts)
+  if manifest.coloured:
+    say(
+        f'warning: {manifest.coloured:,} images have colours, of which'
+        f' {manifest.autoencoder} keeps the brightness alone: samples will be'
+        ' grey, and training asks for --config.drop_colours=true'
+    )
   if small > SMALL_SHARE * manifest.count:
     say(
         f'warning: {small:,} images ({small / manifest.count:.1%}) are smaller'

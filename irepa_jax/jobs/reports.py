@@ -55,6 +55,7 @@ class Reports:
         path = os.path.join(workdir, 'samples', f'{step:07d}.png')
         pictures.write(path, sheet)
         log.images(step, 'samples', sheet)
+        log.note(f'step {step}: samples in {path}')
 
     def scores(state, step):
       count = config.eval_count
@@ -162,6 +163,7 @@ class Frechet:
     )
     self._sampler = sampler
     self._widths = generated.layout((network,), side, sampler.mesh)
+    references.check_widths(reference, self._widths)
     self._render = generated.renderer(sampler.render, (network,), sampler.mesh)
 
   def scores(self, state, step, count, stop, workdir):

@@ -21,6 +21,7 @@ from irepa_jax.evals import parts
 from irepa_jax.evals import pictures
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
+from irepa_jax.names import places
 
 
 def sample(
@@ -33,6 +34,7 @@ def sample(
     batch_size=256,
     grid=64,
     png_folder='',
+    overwrite=False,
     **settings,
 ):
   """Samples a run; returns the exit status, 75 when told to stop.
@@ -46,16 +48,20 @@ def sample(
     batch_size: images at a time on all devices.
     grid: images in OUT.png.
     png_folder: one file per image; '' is none.
+    overwrite: replace finished images of other settings.
     **settings: fields of the configuration that replace those of the run.
   """
   if count < 1:
     raise errors.UsageError(f'count is {count}; 1 or more')
   run = saved_run.open_(workdir, **settings)
+  out = str(out).removesuffix('.npz')
+  processes.on_first(lambda: _try_outputs(out, run, png_folder))
   mesh = sharding.make_mesh()
   loaded = load(run, mesh, ema=ema, step=step)
   told = described(run, loaded)
-  out = str(out).removesuffix('.npz')
   out = out or f'{run.workdir}/samples/{told["step"]:07d}-{count}'
+  if not overwrite:
+    processes.on_first(lambda: _keep_finished(out, told | {'count': count}))
   done = fill(
       f'{out}.parts',
       count,
@@ -69,6 +75,31 @@ def sample(
     return preemption.EXIT_STATUS
   finish(out, count, told, grid, png_folder)
   return 0
+
+
+def _try_outputs(out, run, png_folder):
+  """Raises UsageError where an output cannot be written."""
+  places.try_file(f'{out or run.workdir + "/samples/x"}.npz')
+  if png_folder:
+    places.try_folder(png_folder, 'png_folder')
+
+
+def _keep_finished(out, told):
+  """Raises UsageError where finished images would give way to others."""
+  if not epath.Path(f'{out}.npz').exists():
+    return
+  try:
+    found = json.loads(epath.Path(f'{out}.json').read_text())
+    was = {name: found.get(name) for name in told}
+  except (OSError, ValueError, AttributeError):
+    was = {}
+  now = json.loads(json.dumps(told))
+  differ = [f'{k} {was.get(k)!r}, now {now[k]!r}' for k in now if was.get(k) != now[k]]
+  if differ:
+    made = '; '.join(differ[:4]) if was else 'nothing beside it says how'
+    raise errors.UsageError(
+        f'{out}.npz is there already ({made}): another --out, or --overwrite'
+    )
 
 
 class Loaded(NamedTuple):

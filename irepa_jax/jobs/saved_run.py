@@ -4,7 +4,6 @@ Neither the data set nor the optimiser is read: what sampling needs beside the
 weights (latent statistics, the autoencoder) stands in the checkpoint.
 """
 
-import json
 from typing import Any
 from typing import NamedTuple
 
@@ -68,13 +67,8 @@ def open_(workdir, **changes) -> SavedRun:
     raise errors.CheckpointError(
         f'{workdir} is not a run: it has no config.json'
     )
-  try:
-    fields = json.loads(path.read_text())
-  except ValueError as error:
-    raise errors.CheckpointError(f'{path} is damaged: {error}') from error
-  config = ml_collections.ConfigDict(
-      base.get_config().to_dict() | fields | PORTABLE | changes
-  )
+  fields = directory.read_config(workdir, base.FIELDS)
+  config = ml_collections.ConfigDict(fields | PORTABLE | changes)
   check.config(config)
   return SavedRun(str(workdir), config, build.experiment(config))
 

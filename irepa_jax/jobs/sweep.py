@@ -246,22 +246,18 @@ def write(out, rows, metric):
 
 
 def plot(rows, metric):
-  """Draws the metric against guidance, a line per choice of the rest; PNG."""
+  """Draws the curves of a metric; PNG."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  lines = {}
-  for row in rows:
-    lines.setdefault(_line(row), []).append(row)
+  along, lines = curves(rows, metric)
   figure, axis = pyplot.subplots(figsize=(6.4, 4))
   colours = itertools.cycle(compare.COLOURS)
-  for (label, group), colour in zip(lines.items(), colours, strict=False):
-    shown = group + [r for r in rows if _starts(r, group[0])]
-    points = sorted({(r.choice.guidance, r.scores[metric]) for r in shown})
+  for (label, points), colour in zip(lines.items(), colours, strict=False):
     axis.plot(*zip(*points, strict=True), 'o-', color=colour, label=label)
-  axis.set(xlabel='guidance', ylabel=metric)
+  axis.set(xlabel=along, ylabel=metric)
   axis.grid(alpha=0.3)
   axis.legend(fontsize='small')
   figure.tight_layout()
@@ -271,13 +267,40 @@ def plot(rows, metric):
   return data.getvalue()
 
 
+def curves(rows, metric):
+  """Returns (what varies, {label: points}): guidance, or the number of steps.
+
+  It is the steps where all rows have the same guidance.
+  """
+  if len({row.choice.guidance for row in rows}) == 1:
+    along, label, starts = 'sample_steps', _guided, lambda *_: False
+  else:
+    along, label, starts = 'guidance', _stepped, _starts
+  lines = {}
+  for row in rows:
+    lines.setdefault(label(row), []).append(row)
+  for name, group in lines.items():
+    shown = group + [r for r in rows if starts(r, group[0])]
+    lines[name] = sorted(
+        {(getattr(r.choice, along), r.scores[metric]) for r in shown}
+    )
+  return along, lines
+
+
 def _starts(row, other):
   """Whether a row without guidance is where the line of another begins."""
   same = lambda r: (r.choice.ema, r.choice.sample_steps, r.count)
   return row.choice.guidance == 1 and same(row) == same(other)
 
 
-def _line(row):
-  """Names the line of the plot that a row belongs to."""
+def _stepped(row):
+  """Names the line along guidance that a row belongs to."""
   ema, _, low, high, steps = row.choice
   return f'ema {ema}, {low:g}..{high:g}, {steps} steps, {row.count:,} images'
+
+
+def _guided(row):
+  """Names the line along the number of steps."""
+  ema, guidance, low, high, _ = row.choice
+  at = f'guidance {guidance:g} in {low:g}..{high:g}'
+  return f'ema {ema}, {at}, {row.count:,} images'

@@ -32,6 +32,7 @@ from irepa_jax.jobs import prepare
 from irepa_jax.jobs import reports
 from irepa_jax.jobs import setup
 from irepa_jax.names import file_names
+from irepa_jax.names import places
 from irepa_jax.names.experiments import base
 from irepa_jax.runs import directory
 from irepa_jax.runs import logs
@@ -106,6 +107,7 @@ def run(config, workdir, *, check_only=False) -> int:
             log=log,
             meter=meter(job),
             stop=stop,
+            rate=functools.partial(build.learning_rate, config),
             describe=functools.partial(list_records, job),
             hooks=report.hooks(log, stop, workdir),
             log_every=config.log_every,
@@ -150,7 +152,7 @@ def open_job(config, workdir, stack, *, check_only=False) -> Job:
   saved = manager.steps(os.path.join(workdir, 'checkpoints'))
   known = {'fields': base.FIELDS, 'force': not saved or config.resume == 'force'}
   if check_only:
-    processes.on_first(lambda: directory.check_writable(workdir))
+    processes.on_first(lambda: places.try_folder(workdir, 'workdir'))
     processes.on_first(
         lambda: directory.check_config(workdir, config.to_dict(), **known)
     )
@@ -213,6 +215,7 @@ def open_data(config, built, folder):
       images_needed=bool(built.encoders) and config.features == 'online',
       flips=config.flips,
       **latents,
+      drop_colours=config.get('drop_colours', False),
   )
   return data
 
@@ -282,8 +285,9 @@ def device_batches(job, first):
       threads=config.data_threads,
       skip_bad=config.skip_bad,
   )
-  put = functools.partial(pipeline.to_device, sharding=split)
-  return pipeline.prefetch(map(put, batches), config.prefetch)
+  return pipeline.prefetch(
+      pipeline.on_device(batches, split), config.prefetch
+  )
 
 
 def list_records(job, step):

@@ -9,11 +9,13 @@ from irepa_jax.models import autoencoders
 from irepa_jax.models import just_image
 from irepa_jax.models import sit
 
-# Depth, width and heads by size. T is the quickstart's; the rest is SiT's.
+# Depth, width and heads by size. T is the quickstart's, M MeanFlow's; the rest
+# is SiT's.
 SIZES = {
     'T': dict(depth=4, width=64, heads=4),
     'S': dict(depth=12, width=384, heads=6),
     'B': dict(depth=12, width=768, heads=12),
+    'M': dict(depth=16, width=1024, heads=16),
     'L': dict(depth=24, width=1024, heads=16),
     'XL': dict(depth=28, width=1152, heads=16),
 }

@@ -31,6 +31,7 @@ class Autoencoder:
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
   stored: bool = True  # whether a data set holds its moments beside images
+  grey: bool = False  # keeps the brightness of an image alone
 
   @property
   def channels(self):
@@ -117,7 +118,7 @@ AUTOENCODERS = {
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
     ),
-    'haar': Autoencoder('haar', haar.Haar()),
+    'haar': Autoencoder('haar', haar.Haar(), grey=True),
     'pixels': Autoencoder(
         'pixels',
         pixels.Pixels(),

@@ -1,4 +1,4 @@
-"""Operations that carry their own gradient.
+"""Operations that carry their own derivatives.
 
 Beside arithmetic, a transformer pays for memory traffic: the library's
 gradients of LayerNorm, GELU and softmax keep intermediates that cost more to
@@ -6,12 +6,15 @@ store and read than to compute again. These keep their inputs alone and recomput
 the rest in float32. Products run in the compute dtype in both directions and accumulate
 in float32, as do the sums over tokens in the gradients of biases and gates.
 
-They have a reverse mode only: jax.jvp cannot pass through them.
+Each has a forward rule beside the reverse one, so that jax.jvp passes through
+them as well: one mode or the other, not one inside the other.
 """
 
+from collections.abc import Callable
 import math
 
 import jax
+from jax import custom_derivatives
 from jax.experimental import layout
 import jax.numpy as jnp
 
@@ -20,8 +23,53 @@ GELU_CUBE = 0.044715  # of the tanh approximation
 NORM_EPS = 1e-6
 
 
-@jax.custom_vjp
-def linear(x, kernel, bias):
+def differentiable(
+    value: Callable,
+    kept: tuple[int, ...],
+    push: tuple[Callable, ...],
+    pull: Callable,
+) -> Callable:
+  """Returns value(*inputs) -> output with derivatives of both modes.
+
+  Args:
+    value: of arrays, to one array.
+    kept: the inputs that the derivatives need, by position; no other value is
+      stored for the gradient.
+    push: for each input (kept, its tangent) -> its share of the output's
+      tangent, which is their sum.
+    pull: (kept, cotangent of the output) -> cotangents of all inputs.
+  """
+  function = jax.custom_jvp(value)
+
+  def rule(inputs, tangents):
+    output = function(*inputs)
+    moved = [i for i, t in enumerate(tangents) if not _is_zero(t)]
+
+    def forward(saved, given):
+      shares = [push[i](saved, t) for i, t in zip(moved, given, strict=True)]
+      return jnp.broadcast_to(sum(shares), output.shape).astype(output.dtype)
+
+    def reverse(saved, g):
+      pulled = pull(saved, g)
+      return [pulled[i] for i in moved]
+
+    saved = tuple(inputs[i] for i in kept)
+    given = [tangents[i] for i in moved]
+    if not moved:
+      return output, jnp.zeros_like(output)
+    return output, custom_derivatives.linear_call(
+        forward, reverse, saved, given
+    )
+
+  function.defjvp(rule, symbolic_zeros=True)
+  return function
+
+
+def _is_zero(tangent):
+  return isinstance(tangent, custom_derivatives.SymbolicZero)
+
+
+def _linear(x, kernel, bias):
   """Multiplies x [... i] by kernel [i o] and adds bias [o]; all of one dtype."""
   return _product(x, kernel, x.ndim - 1, 0).astype(x.dtype) + bias
 
@@ -61,22 +109,39 @@ def _float32(x):
   return x.astype(jnp.float32)
 
 
-linear.defvjp(lambda x, w, b: (linear(x, w, b), (x, w)), _linear_backward)
+linear = differentiable(
+    _linear,
+    (0, 1),
+    (
+        lambda saved, d_x: _product(d_x, saved[1], d_x.ndim - 1, 0),
+        lambda saved, d_kernel: _product(
+            saved[0], d_kernel, saved[0].ndim - 1, 0
+        ),
+        lambda saved, d_bias: _float32(d_bias),
+    ),
+    _linear_backward,
+)
 
 
-@jax.custom_vjp
-def attention(q, k, v):
+def _attention(q, k, v):
   """Softmax attention of heads [b n k h], softmax in float32.
 
   Keeps q, k and v; neither logits nor probabilities [b k n n] are stored.
   """
+  return _average(q, k, v).astype(q.dtype)
+
+
+def _average(q, k, v):
   probs = _probabilities(q, k).astype(q.dtype)
-  return _einsum('bknm,bmkh->bnkh', probs, v).astype(q.dtype)
+  return _einsum('bknm,bmkh->bnkh', probs, v)
+
+
+def _logits(q, k):
+  return _einsum('bnkh,bmkh->bknm', q, k) / math.sqrt(q.shape[-1])
 
 
 def _probabilities(q, k):
-  logits = _einsum('bnkh,bmkh->bknm', q, k)
-  return jax.nn.softmax(logits / math.sqrt(q.shape[-1]))
+  return jax.nn.softmax(_logits(q, k))
 
 
 def _attention_backward(saved, g):
@@ -96,13 +161,27 @@ def _einsum(spec, a, b):
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-attention.defvjp(
-    lambda q, k, v: (attention(q, k, v), (q, k, v)), _attention_backward
+def _attention_forward(saved, d_logits):
+  q, k, v = saved
+  probs = _probabilities(q, k)
+  along = jnp.sum(probs * d_logits, -1, keepdims=True)
+  d_probs = (probs * (d_logits - along)).astype(q.dtype)
+  return _einsum('bknm,bmkh->bnkh', d_probs, v)
+
+
+attention = differentiable(
+    _attention,
+    (0, 1, 2),
+    (
+        lambda saved, d_q: _attention_forward(saved, _logits(d_q, saved[1])),
+        lambda saved, d_k: _attention_forward(saved, _logits(saved[0], d_k)),
+        lambda saved, d_v: _average(*saved[:2], d_v),
+    ),
+    _attention_backward,
 )
 
 
-@jax.custom_vjp
-def gelu(x):
+def _gelu(x):
   """GELU in its tanh approximation."""
   half, _ = _half_gate(_float32(x))
   return (_float32(x) * half).astype(x.dtype)
@@ -113,19 +192,22 @@ def _half_gate(x):
   return 0.5 * (1 + tanh), tanh
 
 
-def _gelu_backward(x, g):
-  dtype, x = x.dtype, _float32(x)
+def _slope(x):
+  x = _float32(x)
   half, tanh = _half_gate(x)
   inner = GELU_SCALE * (1 + 3 * GELU_CUBE * x**2)
-  slope = half + 0.5 * x * (1 - tanh**2) * inner
-  return ((_float32(g) * slope).astype(dtype),)
+  return half + 0.5 * x * (1 - tanh**2) * inner
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+gelu = differentiable(
+    _gelu,
+    (0,),
+    (lambda saved, d_x: _float32(d_x) * _slope(*saved),),
+    lambda saved, g: ((_float32(g) * _slope(*saved)).astype(g.dtype),),
+)
 
 
-@jax.custom_vjp
-def modulated_norm(x, shift, scale):
+def _modulated_norm(x, shift, scale):
   """LayerNorm of x [b n d] without weights, times 1 + scale, plus shift [b d]."""
   normed, _ = _norm(_float32(x))
   out = normed * (1 + _float32(scale)[:, None]) + _float32(shift)[:, None]
@@ -140,18 +222,35 @@ def _norm(x):
 
 def _modulated_backward(saved, g):
   x, scale = saved
-  normed, rate = _norm(_float32(x))
+  normed, _ = _norm(_float32(x))
   g = _float32(g)
   d_scale = jnp.sum(g * normed, 1).astype(x.dtype)
   d_shift = jnp.sum(g, 1).astype(x.dtype)
-  g = g * (1 + _float32(scale)[:, None])
-  along = normed * jnp.mean(g * normed, -1, keepdims=True)
-  d_x = rate * (g - g.mean(-1, keepdims=True) - along)
+  # The derivative of the norm is symmetric.
+  d_x = _of_normed(x, g * (1 + _float32(scale)[:, None]))
   return d_x.astype(x.dtype), d_shift, d_scale
 
 
-modulated_norm.defvjp(
-    lambda x, shift, scale: (modulated_norm(x, shift, scale), (x, scale)),
+def _of_normed(x, d_x):
+  """Returns the tangent of the norm of x."""
+  normed, rate = _norm(_float32(x))
+  d_x = _float32(d_x)
+  along = normed * jnp.mean(d_x * normed, -1, keepdims=True)
+  return rate * (d_x - d_x.mean(-1, keepdims=True) - along)
+
+
+modulated_norm = differentiable(
+    _modulated_norm,
+    (0, 2),
+    (
+        lambda saved, d_x: (
+            _of_normed(saved[0], d_x) * (1 + _float32(saved[1])[:, None])
+        ),
+        lambda saved, d_shift: _float32(d_shift)[:, None],
+        lambda saved, d_scale: (
+            _norm(_float32(saved[0]))[0] * _float32(d_scale)[:, None]
+        ),
+    ),
     _modulated_backward,
 )
 
@@ -204,8 +303,7 @@ def _swiglu_backward(x, g):
 swiglu.defvjp(lambda x: (swiglu(x), x), _swiglu_backward)
 
 
-@jax.custom_vjp
-def gated_sum(x, gate, branch):
+def _gated_sum(x, gate, branch):
   """Adds gate [b d] times branch [b n d] to x [b n d]."""
   return x + gate[:, None] * branch
 
@@ -216,7 +314,13 @@ def _gated_backward(saved, g):
   return g, d_gate, g * gate[:, None]
 
 
-gated_sum.defvjp(
-    lambda x, gate, branch: (gated_sum(x, gate, branch), (gate, branch)),
+gated_sum = differentiable(
+    _gated_sum,
+    (1, 2),
+    (
+        lambda saved, d_x: d_x,
+        lambda saved, d_gate: d_gate[:, None] * saved[1],
+        lambda saved, d_branch: saved[0][:, None] * d_branch,
+    ),
     _gated_backward,
 )

@@ -1,9 +1,9 @@
-"""An exact autoencoder without weights: grey value, then one Haar step.
+"""An autoencoder of brightness, without weights: grey value, one Haar step.
 
 Every 2x2 block of the grey image (mean of red, green and blue, in [-1, 1])
 becomes four orthonormal coefficients: mean, column, row and diagonal detail.
-Its inverse is its transpose, so grey images return exactly; the posterior has
-standard deviation 0. It stands in for a VAE where the images are tiny.
+Its inverse is its transpose, so grey images return exactly, and of colours only
+the brightness is kept; the posterior has standard deviation 0. It stands in for a VAE where the images are tiny.
 """
 
 import flax.linen as nn

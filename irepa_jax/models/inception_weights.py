@@ -10,11 +10,13 @@ in its name, which weights.py verifies; an evaluation records the whole of it.
 
 import os
 import pathlib
+import tempfile
 import urllib.request
 
 from irepa_jax import errors
 from irepa_jax.models import graphdef
 from irepa_jax.models import inception
+from irepa_jax.names import places
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
@@ -102,11 +104,10 @@ def count(word, i):
 
 def _download(url):
   """Returns the cached file of an address, fetched if it is not there."""
-  cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
-  path = pathlib.Path(cache).expanduser() / 'irepa_jax' / url.rsplit('/', 1)[1]
+  folder = places.cache() or pathlib.Path(tempfile.mkdtemp(prefix='irepa_jax'))
+  path = folder / url.rsplit('/', 1)[1]
   if path.is_file():
     return path
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(f'.{os.getpid()}.part')
   try:
     urllib.request.urlretrieve(url, partial)

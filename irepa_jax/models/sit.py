@@ -20,8 +20,11 @@ from irepa_jax.models import stack
 class SiT(nn.Module):
   """Predicts the velocity of latents x [b h w c] at times t [b], labels y [b].
 
-  t=1 is noise; label `num_classes` is the null label. Returns the velocity
-  float32 [b h w c] and the tokens [b n d] in the compute dtype.
+  t=1 is noise; label `num_classes` is the null label. A model with `durations`
+  predicts the mean velocity over the time h [b] before t instead (MeanFlow,
+  arXiv 2505.13447), one with `guidances` that with guidance [b 3]: a scale,
+  and low and high of the times that are guided (iMF, arXiv 2512.02012). Returns
+  the velocity float32 [b h w c] and the tokens [b n d] in the compute dtype.
   """
 
   patch: int
@@ -34,6 +37,8 @@ class SiT(nn.Module):
   out_channels: int = 0  # 0: as channels; twice as many in the SiT release
   mlp_ratio: float = 4.0
   qk_norm: bool = False
+  durations: bool = False  # a second time embedding, of h
+  guidances: bool = False  # embeddings of a scale of guidance and its interval
   align_depth: int = 8  # 1 is the first block
   dtype: jnp.dtype = jnp.float32
   attention: str = 'xla'  # xla, cudnn
@@ -43,9 +48,9 @@ class SiT(nn.Module):
   constrain: Callable | None = None
 
   @nn.compact
-  def __call__(self, x, t, y):
-    time = layers.TimestepEmbedder(
-        self.width, dtype=self.dtype, name='t_embedder'
+  def __call__(self, x, t, y, h=None, guidance=None):
+    embedder = functools.partial(
+        layers.TimestepEmbedder, self.width, dtype=self.dtype
     )
     label = layers.LabelEmbedder(
         self.num_classes, self.width, name='y_embedder'
@@ -53,7 +58,15 @@ class SiT(nn.Module):
     embed = layers.PatchEmbed(
         self.patch, self.width, self.dtype, name='x_embedder'
     )
-    c = time(t) + label(y).astype(self.dtype)
+    c = embedder(name='t_embedder')(t)
+    if self.durations:
+      c = c + embedder(name='h_embedder')(h)
+    if self.guidances:
+      scale, low, high = guidance.T
+      c = c + embedder(name='omega_embedder')(1 - 1 / scale)
+      c = c + embedder(name='cfg_t_start_embedder')(low)
+      c = c + embedder(name='cfg_t_end_embedder')(high)
+    c = c + label(y).astype(self.dtype)
     x = stack.pin(embed(x) + self._positions(), self._plan())
     tokens = x = self._blocks(x, c, 0, self.align_depth)
     x = self._blocks(x, c, self.align_depth, self.depth)
@@ -63,13 +76,13 @@ class SiT(nn.Module):
     return x[..., : self.channels], tokens
 
   def example_inputs(self):
-    """Returns the shapes of x, t and y for a batch of one."""
+    """Returns the shapes of the inputs for a batch of one."""
     side, shape = self.size, jax.ShapeDtypeStruct
-    return (
-        shape((1, side, side, self.channels), jnp.float32),
-        shape((1,), jnp.float32),
-        shape((1,), jnp.int32),
-    )
+    x = shape((1, side, side, self.channels), jnp.float32)
+    time, y = shape((1,), jnp.float32), shape((1,), jnp.int32)
+    h = (time,) if self.durations else ()
+    guidance = (shape((1, 3), jnp.float32),) if self.guidances else ()
+    return x, time, y, *h, *guidance
 
   def _positions(self):
     table = layers.sincos_2d(self.width, self.size // self.patch)[None]

@@ -6,10 +6,7 @@ process raises the same error. On disk: config.json and lock.json.
 
 import importlib.util
 import json
-import os
-import pathlib
 import shutil
-import tempfile
 
 from absl import logging
 from etils import epath
@@ -102,8 +99,7 @@ def check_config(workdir, config, *, fields=None, force=False):
   path = epath.Path(workdir) / 'config.json'
   wanted = json.loads(json.dumps(config))  # tuples become lists, as on disk
   if path.exists():
-    newer = {name: field.default for name, field in fields.items()}
-    old = json.loads(json.dumps(newer)) | _read_json(path)
+    old = json.loads(json.dumps(read_config(workdir, fields)))
     differ = [k for k in sorted({*old, *wanted}) if old.get(k) != wanted.get(k)]
     serious = [k for k in differ if k not in fields or not fields[k].free]
     if serious and not force:
@@ -120,19 +116,37 @@ def write_config(workdir, config):
   lock.write_json(epath.Path(workdir) / 'config.json', config)
 
 
-def check_writable(workdir):
-  """Raises UsageError where no run directory can be made; leaves none."""
-  if '://' in str(workdir):
-    return
-  place = pathlib.Path(workdir).absolute()
-  while not os.path.lexists(place):
-    place = place.parent
-  try:
-    tempfile.TemporaryFile(dir=place).close()
-  except OSError as error:
-    raise errors.UsageError(
-        f'workdir {workdir}: {place} is not writable: {error}'
-    ) from error
+def read_config(workdir, fields):
+  """Returns config.json, and the defaults of the fields that it has not.
+
+  fields: names -> configs.base.Field. Raises CheckpointError, with the field,
+  for a file that somebody has edited to what it cannot be.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  found = _read_json(path)
+  if not isinstance(found, dict):
+    raise errors.CheckpointError(
+        f'{path} holds a {type(found).__name__}, not the fields of a run'
+    )
+  for name, field in fields.items():
+    value = found.get(name, field.default)
+    if not _alike(value, field.default):
+      raise errors.CheckpointError(
+          f'{path}: {name} is {value!r}; it must be of the kind of'
+          f' {json.dumps(field.default)}'
+      )
+  return {name: field.default for name, field in fields.items()} | found
+
+
+def _alike(value, default):
+  """Whether a value of JSON may stand where the default stands."""
+  if isinstance(default, tuple | list):
+    return isinstance(value, tuple | list) and all(
+        _alike(v, default[0]) for v in value
+    )
+  if isinstance(default, float):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  return type(value) is type(default)
 
 
 def _changes(keys, old, new):

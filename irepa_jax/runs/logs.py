@@ -73,6 +73,12 @@ class Logs:
       writer.scalars(step, numbers)
     self._upload()
 
+  def note(self, text):
+    """Tells something on the terminal, above a bar if there is one."""
+    for writer in self._writers:
+      if isinstance(writer, _Printed):
+        writer.note(text)
+
   def images(self, step, name, image):
     """Shows an image, uint8 [h w 3], in TensorBoard and Weights & Biases."""
     image = np.asarray(image)
@@ -232,8 +238,15 @@ class _Printed:
   def image(self, step, name, image):
     pass
 
+  def note(self, text):
+    print(text, flush=True)
+
   def close(self):
     pass
+
+
+# What the bar has no room for; metrics.jsonl and TensorBoard have it.
+UNSHOWN = ('diffusion', 'grad_norm', 'skipped')
 
 
 class _Bar(_Printed):
@@ -242,7 +255,10 @@ class _Bar(_Printed):
   def __init__(self, total, resume_step):
     super().__init__(total)
     self._bar = tqdm.tqdm(
-        total=total, initial=resume_step, unit='step', dynamic_ncols=True
+        total=total,
+        initial=resume_step,
+        dynamic_ncols=True,
+        bar_format='{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}',
     )
 
   def scalars(self, step, numbers):
@@ -250,7 +266,12 @@ class _Bar(_Printed):
       self._bar.write(line(step, self._total, numbers))
       return
     self._bar.update(step - self._bar.n)
-    self._bar.set_postfix_str(line(step, self._total, numbers).split('  ', 1)[1])
+    shown = {k: v for k, v in numbers.items() if k not in UNSHOWN}
+    text = line(step, self._total, shown).split('  ', 1)[1]
+    self._bar.set_postfix_str(text)
+
+  def note(self, text):
+    self._bar.write(text)
 
   def close(self):
     self._bar.close()

@@ -38,6 +38,11 @@ OPTIONS = {
     'count': (flags.DEFINE_integer, 50_000, 'Images.'),
     'batch_size': (flags.DEFINE_integer, 256, 'Images at a time, in all.'),
     'grid': (flags.DEFINE_integer, 64, 'Images of the grid.'),
+    'overwrite': (
+        flags.DEFINE_bool,
+        False,
+        'Replace finished images of other settings.',
+    ),
     'png_folder': (flags.DEFINE_string, '', 'Also one PNG per image.'),
 }
 

@@ -6,10 +6,10 @@
   python -m irepa_jax.tools.weights export --workdir=runs/xl --out=xl.pt
   python -m irepa_jax.tools.weights encoder all [--markdown]
 
-`import` makes a run directory of an official iREPA, REPA, SiT or JiT checkpoint:
-it can be sampled, and continued by irepa_jax.main. `export` writes the official
-layout: model, ema, args and steps to .pt (of JiT both averages), the average
-alone to .safetensors.
+`import` makes a run directory of an official iREPA, REPA, SiT, JiT or MeanFlow
+checkpoint: it can be sampled, and continued by irepa_jax.main. `export` writes
+the official layout: model, ema, args and steps to .pt (of JiT both averages),
+the average alone to .safetensors.
 """
 
 from absl import flags

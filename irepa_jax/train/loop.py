@@ -39,6 +39,7 @@ class Run(NamedTuple):
   step(state, batch, frozen, key) -> (state, metrics), compiled, donating state.
   batches: device batches from the position of the state onwards.
   meta: what a checkpoint remembers beside the state (JSON).
+  rate(step) -> learning rate of a step, to be told with its metrics.
   describe(step) -> words on the batch of a step, for the error of a loss that
     is no longer a number.
   """
@@ -54,6 +55,7 @@ class Run(NamedTuple):
   meter: Any
   stop: preemption.Preemption
   describe: Callable[[int], str]
+  rate: Callable[[int], float] | None = None
   hooks: tuple[Hook, ...] = ()
   log_every: int = 100
   checkpoint_every: int = 5000
@@ -109,6 +111,8 @@ def _finish(run, step, status):
 def _log(run, step, metrics):
   """Writes the metrics of this very step, so that a resumed run repeats it."""
   values = {name: float(value) for name, value in metrics.items()}
+  if run.rate:
+    values['lr'] = run.rate(step)
   if values['skipped'] >= run.max_skipped:
     saved = run.checkpoints.newest()
     raise errors.DivergedError(
@@ -134,6 +138,7 @@ def _report(run, hook, state, step):
 def _save(run, state, step):
   with run.meter.paused('save'):
     run.checkpoints.save(step, state, run.meta | {'step': step})
+  run.log.note(f'step {step}: checkpoint')
 
 
 def _start_trace(run, nth, trace):

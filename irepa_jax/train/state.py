@@ -39,6 +39,14 @@ def create(params, optimizer, ema_decays) -> TrainState:
   )
 
 
+def learning_rate(lr, warmup_steps=0):
+  """Returns lr, or rate(count) after so many updates: a linear warm-up to it."""
+  if not warmup_steps:
+    return lr  # no schedule, which would be a count in every checkpoint
+  # The first step has a rate of lr / warmup_steps rather than zero.
+  return optax.linear_schedule(lr / warmup_steps, lr, warmup_steps - 1)
+
+
 def make_optimizer(
     *, lr, betas, eps, weight_decay, clip=0.0, warmup_steps=0
 ) -> optax.GradientTransformation:
@@ -48,12 +56,8 @@ def make_optimizer(
   Position tables are constants that live among the parameters for the sake
   of the file layout: weight decay leaves them alone, as do biases and norms.
   """
-  schedule = lr
-  if warmup_steps:
-    # The first step has a rate of lr / warmup_steps rather than zero.
-    schedule = optax.linear_schedule(lr / warmup_steps, lr, warmup_steps - 1)
   adamw = optax.adamw(
-      schedule,
+      learning_rate(lr, warmup_steps),
       b1=betas[0],
       b2=betas[1],
       eps=eps,

@@ -26,10 +26,11 @@ class Parts(NamedTuple):
   latents(batch, frozen, key) -> x [b h w c], the normalised latents.
   targets(batch, frozen) -> tuple of [b n d], normalised target tokens.
   draw(key, x, y) -> Draw, all the randomness of the objective.
-  diffusion(params, x, draw) -> (loss [b], tokens [b n d]).
+  diffusion(params, x, draw) -> (loss [b], tokens [b n d], scalars to log).
   align(params, tokens, targets) -> [], weighted; zero without targets.
   optimizer: optax transformation.
   ema: decays.
+  group: neighbouring rows that a microbatch takes together.
   """
 
   latents: Callable[..., Any]
@@ -39,16 +40,18 @@ class Parts(NamedTuple):
   align: Callable[..., Any]
   optimizer: optax.GradientTransformation
   ema: tuple[float, ...]
+  group: int = 1
 
 
 def make_step(parts: Parts, *, accumulate=1):
   """Returns step(state, batch, frozen, key) -> (state, metrics)."""
 
   def loss(params, x, draw, targets):
-    losses, tokens = parts.diffusion(params, x, draw)
+    losses, tokens, seen = parts.diffusion(params, x, draw)
     diffusion = jnp.mean(losses)
     align = parts.align(params, tokens, targets)
-    return diffusion + align, {'diffusion': diffusion, 'alignment': align}
+    told = {'diffusion': diffusion, 'alignment': align}
+    return diffusion + align, told | seen
 
   gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -58,7 +61,7 @@ def make_step(parts: Parts, *, accumulate=1):
     draw = parts.draw(k_draw, x, batch['label'])
     targets = parts.targets(batch, frozen)
     (total, metrics), grads = accumulated(
-        gradient, accumulate, state.params, x, draw, targets
+        gradient, accumulate, parts.group, state.params, x, draw, targets
     )
     metrics = {'loss': total, **metrics, 'grad_norm': optax.tree.norm(grads)}
     # Not a choice between two states: that would copy the whole old one.
@@ -94,17 +97,17 @@ def left_out(state, grads):
   return state._replace(step=state.step + 1, skipped=state.skipped + 1)
 
 
-def accumulated(gradient, count, params, *rows):
+def accumulated(gradient, count, group, params, *rows):
   """Averages gradient(params, *rows) over `count` microbatches in one scan.
 
-  Microbatch i takes rows i, i + count, ... so that each stays spread over all
-  devices.
+  Microbatch i takes groups of rows i, i + count, ... so that each stays spread
+  over all devices.
   """
   if count == 1:
     return gradient(params, *rows)
   split = lambda r: jnp.swapaxes(
-      r.reshape(r.shape[0] // count, count, *r.shape[1:]), 0, 1
-  )
+      r.reshape(-1, count, group, *r.shape[1:]), 0, 1
+  ).reshape(count, -1, *r.shape[1:])
   micro = jax.tree.map(split, rows)
   zeros = jax.tree.map(
       lambda s: jnp.zeros(s.shape, s.dtype),

@@ -72,7 +72,7 @@ def to_torch(module, params):
   """Converts parameters into the official layout, bit for bit."""
   flat = flatten(params)
   names = torch_names(module)
-  return {names[p]: _to_torch(p, np.asarray(flat[p])) for p in names}
+  return {names[p]: torch_array(p, np.asarray(flat[p])) for p in names}
 
 
 def from_official(model, projector, state_dict):
@@ -99,6 +99,13 @@ def to_official(model, projector, params):
   return entries
 
 
+def torch_array(path, array):
+  """Returns an array in the official layout; `kernel` ends the path of a kernel."""
+  return np.asarray(
+      array.transpose(_to_torch_axes(path, array.ndim)), order='C'
+  )
+
+
 def flatten(tree, prefix=()):
   """Returns {path of keys: leaf} of nested dicts."""
   if not isinstance(tree, dict):
@@ -123,6 +130,8 @@ def unflatten(leaves):
 
 def _current_name(name):
   name = name.removeprefix('module.').removeprefix('net.')
+  # The time embedding of h = t - r is called after r in zhuyu-cs/MeanFlow.
+  name = re.sub(r'^r_embedder\.', 'h_embedder.', name)
   return re.sub(r'^(projectors\.\d+)\.(\d)', r'\1.projection_layer.\2', name)
 
 
@@ -160,12 +169,6 @@ def _to_torch_axes(path, dimensions):
 def _from_torch(path, array):
   axes = np.argsort(_to_torch_axes(path, array.ndim))
   return np.asarray(array.transpose(axes), np.float32, order='C')
-
-
-def _to_torch(path, array):
-  return np.asarray(
-      array.transpose(_to_torch_axes(path, array.ndim)), order='C'
-  )
 
 
 def _first(what, names):

@@ -1,6 +1,7 @@
 """Weight files: found by path or hub id, read without PyTorch, written for it.
 
-  read(path)      .safetensors, *.safetensors.index.json, .pt, .pth, .bin ...
+  read(path)      .safetensors, *.safetensors.index.json, .pt, .pth, .bin ...,
+                  and checkpoints of flax, as folder or file
   fetch(source)   a local path, a folder, or a hub id 'org/name[:file]'
 
 A file whose published SHA-256 is known, from its name or from the hub's cache,
@@ -23,6 +24,7 @@ from safetensors import numpy as safetensors_numpy
 
 from irepa_jax import errors
 from irepa_jax.names import file_names
+from irepa_jax.weights import flax_files
 from irepa_jax.weights import hub
 from irepa_jax.weights import torch_files
 
@@ -41,6 +43,8 @@ def read(path):
   its name says, or that holds more than arrays and plain values.
   """
   path = pathlib.Path(path)
+  if flax_files.is_checkpoint(path):
+    return flax_files.read(path)
   if not path.is_file():
     raise errors.DataError(f'weight file {path} not found')
   if not path.name.endswith((INDEX, *SUFFIXES)):
@@ -83,7 +87,7 @@ def fetch(source, filename=None):
   """
   names = (filename,) if isinstance(filename, str) else filename
   local = pathlib.Path(source)
-  if local.is_file():
+  if local.is_file() or flax_files.is_checkpoint(local):
     return local
   if local.is_dir():
     return _inside(local, names or ())
@@ -185,6 +189,7 @@ def _inside(folder, names):
 
 def _whole(path, write):
   path = pathlib.Path(file_names.check(path))
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + '.part')
   try:
     write(temporary)

@@ -11,7 +11,8 @@ def describe(source):
   """Yields lines: size and hash of a path or hub id, and what the file holds."""
   path = files.fetch(source)
   content = files.read(path)
-  yield f'{path}: {path.stat().st_size:,} bytes, sha256 {files.sha256(path)}'
+  if path.is_file():
+    yield f'{path}: {path.stat().st_size:,} bytes, sha256 {files.sha256(path)}'
   yield from lines(content)
 
 

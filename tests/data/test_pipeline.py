@@ -260,6 +260,19 @@ def test_closing_a_prefetch_ends_thread_and_source():
   assert threading.active_count() == before
 
 
+def test_closing_a_prefetch_closes_the_readers(dataset):
+  """Also while the thread waits for a place, or for a record."""
+  before = threading.active_count()
+  split = NamedSharding(sharding.make_mesh(1, 1, allow_subset=True), P('data'))
+  for taken in (0, 1, 5):
+    batches = pipeline.batches(dataset, batch_size=8, seed=3, threads=2)
+    stream = pipeline.prefetch(pipeline.on_device(batches, split))
+    found = list(itertools.islice(stream, taken))
+    stream.close()
+    equal([jax.tree.map(np.asarray, b) for b in found], take(dataset, taken))
+    wait_until(lambda: threading.active_count() == before)
+
+
 def wait_until(condition):
   for _ in range(500):
     if condition():

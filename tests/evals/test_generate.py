@@ -2,6 +2,9 @@
 
 import functools
 import hashlib
+import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +128,48 @@ def test_poll_ends_early():
   assert sum(len(part.numbers) for part in job) == 16
 
 
+class Logged:
+  """A batch that tells when it is asked for, and when it is read."""
+
+  def __init__(self, render, events):
+    self.render, self.events, self.count = render, events, 0
+
+  def __call__(self, params, numbers):
+    made, i = self.render(params, numbers), self.count
+    self.count += 1
+    self.events.append(f'compute {i}')
+    return made[0]._replace(images=Sent(made[0].images, i, self.events)), made[1]
+
+
+class Sent:
+  """An array whose transfers are told."""
+
+  def __init__(self, array, i, events):
+    self.array, self.i, self.events = array, i, events
+
+  def copy_to_host_async(self):
+    self.events.append(f'send {self.i}')
+    self.array.copy_to_host_async()
+
+  def __getattr__(self, name):
+    self.events.append(f'read {self.i}')
+    return getattr(self.array, name)
+
+
+def test_images_leave_while_the_next_batch_is_computed():
+  events = []
+  render = Logged(renderer(), events)
+  job = generate.generate(render, jnp.float32(1), range(COUNT), batch_size=8)
+  for i, _ in enumerate(job):
+    events.append(f'use {i}')
+  order = [event for event, _ in itertools.groupby(events)]
+  assert order == [
+      'compute 0', 'send 0', 'compute 1', 'send 1',
+      'read 0', 'use 0', 'compute 2', 'send 2',
+      'read 1', 'use 1', 'read 2', 'use 2',
+  ]  # fmt: skip
+
+
 def test_no_numbers_give_no_images():
   assert not list(generate.generate(renderer(), {}, [], batch_size=4))
 
@@ -139,14 +184,17 @@ def test_truncation_is_the_released_and_rounding_the_nearest():
   )
 
 
-def sit_sample(model, params, noise, y, keys):
+def sit_sample(
+    model, params, noise, y, keys, *, name='euler_maruyama', interval=(0.0, 1.0)
+):
   velocity = samplers.guided(
       functools.partial(model.apply, {'params': params}),
       y,
       scale=2.0,
+      interval=interval,
       null_label=10,
   )
-  x = samplers.euler_maruyama(velocity, noise, steps=5, key=keys)
+  x = samplers.SAMPLERS[name](velocity, noise, steps=5, key=keys)
   return x[..., :3]
 
 
@@ -190,6 +238,38 @@ def test_a_transformer_in_other_batches_rounds_alike(sit):
   one, other = (sit_images(sit, sit[1], size).astype(int) for size in (6, 4))
   assert np.abs(one - other).max() <= 4
   assert np.abs(one - other).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    'name, devices, evaluations',
+    [('euler', 1, 1), ('euler_maruyama', 4, 1), ('heun', 1, 2)],
+)
+def test_the_compiled_program_guides_at_half_cost_outside_the_interval(
+    sit, name, devices, evaluations
+):
+  """Of the compiler's program: branches, one with half the products."""
+  mesh = sharding.make_mesh(devices, 1, allow_subset=True)
+  sample = functools.partial(
+      sit_sample, sit[0], name=name, interval=(0.2, 0.6)
+  )
+  render = renderer(sample, shape=(4, 4, 4), mesh=mesh)
+  with jax.numpy_dtype_promotion('standard'):
+    program = render.lower(sit[1], jnp.arange(8)).compile().as_text()
+  outside, inside = products(program, 'branch_0'), products(program, 'branch_1')
+  assert len(outside) > 8 and [2 * size for size in outside] == inside
+  assert products(program, '') == sorted(outside + inside)
+  assert len(re.findall(r' conditional\(', program)) >= evaluations
+
+
+def products(program, branch):
+  """Returns the sizes of all matrix products that a branch of HLO computes."""
+  pattern = r'= \w+\[([\d,]*)\][^=]* dot\(.*op_name="([^"]*)"'
+  found = re.findall(pattern, program)
+  return sorted(
+      math.prod(map(int, shape.split(',')))
+      for shape, name in found
+      if name.rpartition('/cond/')[2].startswith(branch)
+  )
 
 
 def test_two_processes_make_the_same_images():

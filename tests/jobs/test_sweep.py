@@ -49,6 +49,17 @@ def test_combinations_without_guidance_have_one_interval():
   assert [c.low for c in found if c.guidance == 1] == [0.0, 0.0]
 
 
+def test_curves_run_along_what_varies():
+  row = lambda *choice: sweep.Row(sweep.Choice(*choice), 8, {'fid': choice[-1]})
+  steps = [row(0, 1.0, 0.0, 1.0, n) for n in (4, 1, 2)]
+  along, lines = sweep.curves(steps, 'fid')
+  assert along == 'sample_steps'
+  assert list(lines.values()) == [[(1, 1), (2, 2), (4, 4)]]
+  along, lines = sweep.curves([*steps, row(0, 2.0, 0.0, 0.7, 4)], 'fid')
+  assert along == 'guidance'
+  assert lines['ema 0, 0..0.7, 4 steps, 8 images'] == [(1.0, 4), (2.0, 4)]
+
+
 @pytest.mark.parametrize('metric, best', [('fid', min), ('recall', max)])
 def test_the_best_of_few_images_is_evaluated_with_many(
     run_directory, judge, metric, best, tmp_path

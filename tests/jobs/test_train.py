@@ -264,7 +264,7 @@ def test_a_start_with_nothing_to_do_keeps_the_configuration(finished, fields):
 @pytest.mark.parametrize('place', ['a file', '/dev/null', '/proc'])
 def test_a_check_finds_where_no_run_can_be(fields, tmp_path, place):
   (tmp_path / 'a file').touch()
-  with pytest.raises(errors.UsageError, match='is not writable'):
+  with pytest.raises(errors.UsageError, match='cannot be written'):
     train.run(fields(), tmp_path / place / 'run', check_only=True)
 
 

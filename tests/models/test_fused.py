@@ -1,4 +1,4 @@
-"""Own gradients against those of the library."""
+"""Own derivatives against those of the library."""
 
 import functools
 
@@ -67,6 +67,37 @@ def test_values_and_gradients_are_those_of_the_library(case):
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=4e-6), found, wanted
   )
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_forward_mode_is_that_of_the_library(case):
+  ours, library, shapes = CASES[case]
+  inputs, tangents = draw(*shapes), draw(*reversed(shapes))[::-1]
+
+  def push(f, moved):
+    """Returns the value and its derivative along some of the inputs."""
+    choose = lambda a, b: [
+        x if m else y for x, y, m in zip(a, b, moved, strict=True)
+    ]
+    along = choose(tangents, map(jnp.zeros_like, inputs))
+    held = lambda *moving: f(*choose(moving, inputs))
+    return jax.jit(lambda: jax.jvp(held, inputs, tuple(along)))()
+
+  count = len(shapes)
+  for moved in ([True] * count, *np.eye(count, dtype=bool)):
+    found, wanted = push(ours, moved), push(library, moved)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted
+    )
+
+
+def test_what_does_not_move_costs_no_product():
+  x, kernel, bias = draw((2, 5, 7), (7, 3), (3,))
+  forward = lambda x: jax.jvp(
+      lambda x: fused.linear(x, kernel, bias), (x,), (x,)
+  )
+  text = jax.jit(forward).lower(x).as_text()
+  assert text.count('dot_general') == 2  # the value and dx kernel
 
 
 @pytest.mark.parametrize('case', CASES)

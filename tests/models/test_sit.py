@@ -14,6 +14,7 @@ from irepa_jax.models import layers
 from irepa_jax.models import sit
 from irepa_jax.models import stack
 from irepa_jax.weights import convert
+from irepa_jax.weights import flax_files
 
 NAMES = [f'SiT-{size}/{p}' for size in ('S', 'B', 'L', 'XL') for p in (2, 4, 8)]
 TOLERANCE = dict(atol=2e-5, rtol=1e-4)  # golden outputs are of size 3
@@ -182,6 +183,15 @@ def test_names_and_shapes_are_the_official_ones(name, key):
     middle = [f'blocks.{i}.' for i in range(1, 27)]
     found = {k: v for k, v in found.items() if not k.startswith(tuple(middle))}
   assert {k: list(v) for k, v in found.items()} == wanted
+
+
+def test_names_and_shapes_of_mean_flow_are_the_official_ones():
+  stored = golden_files.load_json('meanflow_fingerprint')['DiT_B_4_params']
+  empty = {k: np.zeros(shape, bool) for k, shape in stored.items()}
+  wanted = {k: v.shape for k, v in flax_files.state_dict(empty).items()}
+  found = convert.torch_shapes(models.create('SiT-B/4', durations=True))
+  assert found.pop('pos_embed') == (1, 64, 768)
+  assert found == wanted
 
 
 def test_initial_weights():

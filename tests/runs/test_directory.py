@@ -206,3 +206,41 @@ def test_a_run_directory_that_one_process_does_not_see_is_refused(tmp_path):
     assert found['status'] == 2
     assert 'process 1 does not see what process 0 writes' in found['line']
   assert not list((tmp_path / 'run').iterdir())
+
+
+# A config.json that somebody has edited ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    'edit, message',
+    [
+        ({'lr': '1e-4'}, "lr is '1e-4'; it must be of the kind of 0.0001"),
+        ({'steps': 3.5}, 'steps is 3.5'),
+        ({'steps': True}, 'steps is True'),
+        ({'fsdp': 'yes'}, "fsdp is 'yes'; it must be of the kind of true"),
+        ({'encoder': None}, 'encoder is None'),
+        ({'ema': 0.99}, r'ema is 0.99; it must be of the kind of \[0.9999\]'),
+        ({'betas': ['0.9', 0.99]}, 'betas is'),
+        ({'model': {'name': 'SiT'}}, 'model is'),
+        (['lr'], 'holds a list, not the fields of a run'),
+        ('{', 'is damaged'),
+        (b'\xff', 'is damaged'),
+    ],
+)
+def test_what_cannot_be_is_named(edit, message, tmp_path):
+  fields = {name: field.default for name, field in base.FIELDS.items()}
+  whole = fields | edit if isinstance(edit, dict) else edit
+  data = edit if isinstance(edit, bytes) else json.dumps(whole).encode()
+  (tmp_path / 'config.json').write_bytes(b'{' if edit == '{' else data)
+  with pytest.raises(errors.CheckpointError, match=message) as caught:
+    directory.read_config(tmp_path, base.FIELDS)
+  assert 'config.json' in str(caught.value)
+
+
+@pytest.mark.parametrize('names', [('lr',), ('preset', 'ema'), tuple(base.FIELDS)])
+def test_an_absent_field_has_its_default(names, tmp_path):
+  fields = {name: field.default for name, field in base.FIELDS.items()}
+  kept = {k: v for k, v in fields.items() if k not in names} | {'unknown': 1}
+  (tmp_path / 'config.json').write_text(json.dumps(kept))
+  found = directory.read_config(tmp_path, base.FIELDS)
+  assert json.loads(json.dumps(found)) == json.loads(json.dumps(fields | kept))

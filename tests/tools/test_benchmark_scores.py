@@ -9,9 +9,9 @@ from irepa_jax.tools.benchmarks import scores as benchmark
 SIZE = dict(count=300, width=12)
 
 
-@pytest.mark.parametrize('part', sorted(set(benchmark.PARTS) - {'inception'}))
+@pytest.mark.parametrize('part', sorted(benchmark.PARTS))
 def test_every_part_says_what_it_took(part):
-  size = SIZE | ({'count': 1000} if part == 'kid' else {})
+  size = SIZE | ({'count': 1000} if part in ('kid', 'all', 'all_adm') else {})
   found = benchmark.measure(part, **size)
   assert found['part'] == part and found['count'] == size['count']
   assert found['seconds'] > 0 and 0.05 < found['peak_gb'] < 100

@@ -40,6 +40,9 @@ class Log:
   def scalars(self, step, values):
     self.lines.append((step, values))
 
+  def note(self, text):
+    pass
+
   def goodput(self, step, seconds):
     pass
 

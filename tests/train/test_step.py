@@ -47,7 +47,7 @@ def golden_parts():
 
   def diffusion(params, x, draw):
     apply = lambda *inputs: model.apply({'params': params['model']}, *inputs)
-    return flow.loss(apply, x, draw)
+    return flow.measured(apply, x, draw)
 
   def align(params, tokens, targets):
     made = projector.apply({'params': params['projector']}, tokens)

@@ -1,4 +1,4 @@
-"""The same training step in PyTorch, as the yardstick of the benchmark.
+"""The same training step and sampler in PyTorch, as yardsticks.
 
 Written for this benchmark from the method alone: SiT with adaLN-Zero, a 3x3
 convolutional projector on spatially normalised targets, clipping, AdamW and
@@ -18,18 +18,20 @@ LR, CLIP, DECAY, GAMMA = 1e-4, 1.0, 0.9999, 0.6
 
 
 class Process:
-  """The step in a process of its own; a context, at whose end it is gone.
+  """A step or sampler in a process of its own, which ends with the context.
 
   In one process the threads of the two runtimes and their memory would get
   into each other's way.
   """
 
-  def __init__(self, *args, **settings):
-    """Takes the arguments of make_step."""
+  def __init__(self, *args, make=None, **settings):
+    """Takes the arguments of `make`: make_step or make_sampler."""
     context = multiprocessing.get_context('spawn')
     self._pipe, other_end = context.Pipe()
     self._process = context.Process(
-        target=_serve, args=(other_end, args, settings), daemon=True
+        target=_serve,
+        args=(other_end, make or make_step, args, settings),
+        daemon=True,
     )
     self._process.start()
     other_end.close()
@@ -42,13 +44,13 @@ class Process:
     self._process.join()
 
   def once(self):
-    """Returns the seconds of one step."""
+    """Returns the seconds of one call."""
     self._pipe.send(True)
     return self._pipe.recv()
 
 
-def _serve(pipe, args, settings):
-  step = make_step(*args, **settings)
+def _serve(pipe, make, args, settings):
+  step = make(*args, **settings)
   while pipe.recv():
     start = time.perf_counter()
     step()
@@ -110,7 +112,7 @@ class SiT(nn.Module):
 
   def forward(self, x, t, y):
     b = len(x)
-    c = self.time(frequencies(t)) + self.label(y)
+    c = self.time(frequencies(t).to(self.label.weight.dtype)) + self.label(y)
     x = self.embed(x).flatten(2).transpose(1, 2) + self.position
     for i, block in enumerate(self.blocks):
       x = block(x, c)
@@ -179,3 +181,37 @@ def make_step(settings, batch, *, dtype, device='cpu', threads=None):
     return float(loss.detach())
 
   return step
+
+
+def make_sampler(settings, batch, *, dtype, steps, scale, interval):
+  """Returns sample() -> latents, by Euler's method with guidance.
+
+  settings: fields of SiT; batch: images; dtype: of the weights and of the
+  network, the state is float32; scale, interval: guided where low <= t <= high.
+  """
+  torch.manual_seed(0)
+  dtype = getattr(torch, dtype)
+  model = SiT(**settings).to(dtype).eval()
+  x = torch.randn(batch, model.embed.in_channels, *[settings['size']] * 2)
+  y = torch.randint(settings['num_classes'], (batch,))
+  null = torch.full_like(y, settings['num_classes'])
+
+  @torch.compile(dynamic=False)
+  def velocity(x, t, y):
+    return model(x.to(dtype), t.expand(len(y)), y)[0].float()
+
+  def guided(x, t):
+    if scale == 1 or not interval[0] <= t <= interval[1]:
+      return velocity(x, t, y)
+    v = velocity(torch.cat([x, x]), t, torch.cat([y, null]))
+    v, v_null = v.chunk(2)
+    return v_null + scale * (v - v_null)
+
+  @torch.no_grad()
+  def sample():
+    state, times = x, torch.linspace(1, 0, steps + 1)
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+      state = state + (t_next - t) * guided(state, t)
+    return state
+
+  return sample

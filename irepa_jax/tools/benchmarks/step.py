@@ -107,11 +107,13 @@ class Ours:
         'compile_s': round(self._compile_s, 1),
         'arguments_mib': memory.argument_size_in_bytes >> 20,
         'temporaries_mib': memory.temp_size_in_bytes >> 20,
-        'shares': self._shares(step_s),
-    }
+    } | self._shares(step_s)
 
   def _shares(self, step_s):
-    """Times the parts of a step alone, as shares of the whole."""
+    """Times the parts of a step alone, as shares of their sum.
+
+    `sum_over_step` says how much longer they take alone than in one program.
+    """
     made = build.parts(self._built, self._config, *self._statistics)
     batch, frozen, key = self._batch, self._frozen, self._key
     params = self._state.params
@@ -125,7 +127,10 @@ class Ours:
         'forward_backward': lambda: gradient(params, batch, tokens, key),
         'optimiser_and_ema': lambda: update(self._state, grads),
     }
-    return {k: round(median_s(f) / step_s, 3) for k, f in parts.items()}
+    seconds = {name: median_s(part) for name, part in parts.items()}
+    total = sum(seconds.values())
+    shares = {name: round(s / total, 3) for name, s in seconds.items()}
+    return {'shares': shares, 'sum_over_step': round(total / step_s, 2)}
 
 
 def loss_gradient(parts, params, batch, targets, key):
