@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.data import digits
 from irepa_jax.data import images
 from irepa_jax.data import tables
 from irepa_jax.data import tree
+from irepa_jax.names import file_names
 
 KINDS = ('folder', 'tfds', 'arrow', 'latents', 'digits')
 # Folders of the official release; the latents are those of sd-vae-ft-mse.

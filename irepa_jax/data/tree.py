@@ -16,8 +16,8 @@ import pathlib
 from typing import NamedTuple
 
 from irepa_jax import errors
-from irepa_jax import file_names
 from irepa_jax.data import images
+from irepa_jax.names import file_names
 
 # In lower case: of macOS archives, Synology and QNAP, Windows, ext4, Python.
 SYSTEM = frozenset({
