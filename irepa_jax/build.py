@@ -4,6 +4,7 @@ Everything below takes plain arguments, so that each part can be called from a
 notebook; this file reads the ConfigDict and puts the parts together.
 """
 
+import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -48,6 +49,8 @@ def experiment(config, mesh=None) -> Experiment:
   """Resolves every name of the config; raises UsageError on unknown ones."""
   check.config(config)
   autoencoder = models.autoencoder(config.autoencoder)
+  if config.end_to_end:  # no latents are stored: they move
+    autoencoder = dataclasses.replace(autoencoder, stored=False)
   module = model(config, autoencoder, mesh)
   teachers = tuple(
       encoders.create(
@@ -229,17 +232,17 @@ def times(config):
   )
 
 
-def optimizer(config, records=IMAGENET):
-  """Returns the optax transformation.
+def optimizer(config, records=IMAGENET, *, lr=None):
+  """Returns the optax transformation; lr: None is that of the config.
 
   records: of the data set, for a warm-up that is counted in epochs; they leave
   out the last incomplete batch.
   """
-  lr = config.lr
+  lr = config.lr if lr is None else lr
   if config.warmup_epochs or config.decay_steps:
     epoch = max(records // config.batch_size, 1)
     lr = schedule.make(
-        config.lr,
+        lr,
         warmup=round(config.warmup_epochs * epoch) or config.warmup_steps,
         from_zero=config.warmup_epochs > 0,
         decay=config.decay_steps,
@@ -271,12 +274,12 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
       latents=functools.partial(
           read, bias=np.float32(bias), scale=np.float32(scale)
       ),
-      targets=functools.partial(_targets, built, config),
+      targets=functools.partial(targets, built, config),
       draw=built.objective.draw,
       diffusion=lambda params, x, draw: built.objective.measured(
           network(built.model, params['model']), x, draw
       ),
-      align=functools.partial(_align, built, check.coefficients(config)),
+      align=functools.partial(align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
       group=built.objective.group,
@@ -308,7 +311,7 @@ def _pixels(batch, frozen, key, *, bias, scale):
   return latents.normalise(x, bias, scale)
 
 
-def _targets(built, config, batch, frozen):
+def targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
     tokens = batch.get('features', ())  # of no encoder
@@ -327,7 +330,8 @@ def _targets(built, config, batch, frozen):
   return tuple(resized)
 
 
-def _align(built, coefficients, params, tokens, targets):
+def align(built, coefficients, params, tokens, targets):
+  """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
   projected = built.projector.apply({'params': params['projector']}, tokens)
@@ -337,7 +341,8 @@ def _align(built, coefficients, params, tokens, targets):
 def make_sample(built: Experiment, config, bias, scale):
   """Returns sample(params, noise, y, keys) -> images [b H W 3] in [-1, 1].
 
-  params: {'model', 'decoder'}, of `sampling_weights`.
+  params: {'model', 'decoder'}, of `sampling_weights`; 'latents', (bias, scale),
+    takes the place of those given here.
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
@@ -360,7 +365,7 @@ def make_sample(built: Experiment, config, bias, scale):
     )
     x = config.noise_scale * noise
     x = sampler(velocity, x, steps=config.sample_steps, path=path, key=keys)
-    z = latents.denormalise(x, bias, scale)
+    z = latents.denormalise(x, *params.get('latents', (bias, scale)))
     return built.autoencoder.decode(params['decoder'], z)
 
   return sample
