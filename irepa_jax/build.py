@@ -135,7 +135,7 @@ def _check_attention(config, mesh):
   if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
     raise errors.UsageError(
         f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
-        " be 'xla', except on NVIDIA GPUs in bfloat16"
+        " be 'auto' or 'xla', except on NVIDIA GPUs in bfloat16"
     )
 
 
@@ -146,6 +146,7 @@ def placement(mesh):
   return {
       'gather': sharding.gather(mesh),
       'constrain': sharding.constrain(mesh),
+      'platform': mesh.devices.flat[0].platform,
   }
 
 
@@ -161,6 +162,7 @@ def projector(config, module, teachers):
       hidden=config.projector_hidden,
       kernel=config.projector_kernel,
       dtype=jnp.dtype(config.dtype),
+      gather=module.gather,
   )
 
 
@@ -293,8 +295,17 @@ def network(module, weights):
   """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
-      weights,
+      gathered(module, weights),
   )
+
+
+def gathered(module, params):
+  """Casts and gathers the matrices that no block gathers just before its use."""
+  if not module.gather:
+    return params
+  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
+  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
+  return params | module.gather(jax.tree.map(cast, outer))
 
 
 def _latents(batch, frozen, key, *, bias, scale):
@@ -334,7 +345,8 @@ def align(built, coefficients, params, tokens, targets):
   """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
-  projected = built.projector.apply({'params': params['projector']}, tokens)
+  weights = gathered(built.projector, params['projector'])
+  projected = built.projector.apply({'params': weights}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
 
 

@@ -12,7 +12,7 @@ from irepa_jax import errors
 from irepa_jax.names.experiments import base
 
 CHOICES = {
-    'attention': ('xla', 'cudnn'),
+    'attention': ('auto', 'xla', 'cudnn'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
