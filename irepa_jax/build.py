@@ -25,7 +25,6 @@ from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
-from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
 from irepa_jax.train import schedule
 from irepa_jax.train import state as states
@@ -271,7 +270,8 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
-  read = _latents if built.autoencoder.stored else _pixels
+  stored = built.autoencoder.stored
+  read = latents.of_moments if stored else latents.of_pixels
   return steps.Parts(
       latents=functools.partial(
           read, bias=np.float32(bias), scale=np.float32(scale)
@@ -306,20 +306,6 @@ def gathered(module, params):
   cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
   outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
   return params | module.gather(jax.tree.map(cast, outer))
-
-
-def _latents(batch, frozen, key, *, bias, scale):
-  del frozen
-  moments = batch['moments'].astype(jnp.float32)
-  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
-  z = latents.sample(moments, jax.random.normal(key, shape))
-  return latents.normalise(z, bias, scale)
-
-
-def _pixels(batch, frozen, key, *, bias, scale):
-  del frozen, key
-  x = batch['image'].astype(jnp.float32) / 127.5 - 1
-  return latents.normalise(x, bias, scale)
 
 
 def targets(built, config, batch, frozen):
@@ -394,20 +380,3 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
       quantise=config.quantise,
       mesh=mesh,
   )
-
-
-def train_flops(built: Experiment, config):
-  """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.model(built.model)
-  total = (3 + built.objective.passes) * forward
-  if built.projector:
-    total += 3 * flops.projectors(built.projector)
-  if config.features == 'online':
-    total += sum(map(encoder_flops, built.encoders))
-  return total
-
-
-def encoder_flops(encoder):
-  """Returns the FLOPs of one image; 0 where the table does not know them."""
-  sizes = dict(zip((256, 512), encoder.spec.gflops, strict=False))
-  return 1e9 * sizes.get(encoder.resolution, 0)
