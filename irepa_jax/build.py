@@ -4,6 +4,7 @@ Everything below takes plain arguments, so that each part can be called from a
 notebook; this file reads the ConfigDict and puts the parts together.
 """
 
+import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -24,7 +25,6 @@ from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
-from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
 from irepa_jax.train import schedule
 from irepa_jax.train import state as states
@@ -48,6 +48,8 @@ def experiment(config, mesh=None) -> Experiment:
   """Resolves every name of the config; raises UsageError on unknown ones."""
   check.config(config)
   autoencoder = models.autoencoder(config.autoencoder)
+  if config.end_to_end:  # no latents are stored: they move
+    autoencoder = dataclasses.replace(autoencoder, stored=False)
   module = model(config, autoencoder, mesh)
   teachers = tuple(
       encoders.create(
@@ -132,7 +134,7 @@ def _check_attention(config, mesh):
   if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
     raise errors.UsageError(
         f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
-        " be 'xla', except on NVIDIA GPUs in bfloat16"
+        " be 'auto' or 'xla', except on NVIDIA GPUs in bfloat16"
     )
 
 
@@ -143,6 +145,7 @@ def placement(mesh):
   return {
       'gather': sharding.gather(mesh),
       'constrain': sharding.constrain(mesh),
+      'platform': mesh.devices.flat[0].platform,
   }
 
 
@@ -158,6 +161,7 @@ def projector(config, module, teachers):
       hidden=config.projector_hidden,
       kernel=config.projector_kernel,
       dtype=jnp.dtype(config.dtype),
+      gather=module.gather,
   )
 
 
@@ -229,17 +233,17 @@ def times(config):
   )
 
 
-def optimizer(config, records=IMAGENET):
-  """Returns the optax transformation.
+def optimizer(config, records=IMAGENET, *, lr=None):
+  """Returns the optax transformation; lr: None is that of the config.
 
   records: of the data set, for a warm-up that is counted in epochs; they leave
   out the last incomplete batch.
   """
-  lr = config.lr
+  lr = config.lr if lr is None else lr
   if config.warmup_epochs or config.decay_steps:
     epoch = max(records // config.batch_size, 1)
     lr = schedule.make(
-        config.lr,
+        lr,
         warmup=round(config.warmup_epochs * epoch) or config.warmup_steps,
         from_zero=config.warmup_epochs > 0,
         decay=config.decay_steps,
@@ -266,17 +270,18 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
-  read = _latents if built.autoencoder.stored else _pixels
+  stored = built.autoencoder.stored
+  read = latents.of_moments if stored else latents.of_pixels
   return steps.Parts(
       latents=functools.partial(
           read, bias=np.float32(bias), scale=np.float32(scale)
       ),
-      targets=functools.partial(_targets, built, config),
+      targets=functools.partial(targets, built, config),
       draw=built.objective.draw,
       diffusion=lambda params, x, draw: built.objective.measured(
           network(built.model, params['model']), x, draw
       ),
-      align=functools.partial(_align, built, check.coefficients(config)),
+      align=functools.partial(align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
       group=built.objective.group,
@@ -290,25 +295,20 @@ def network(module, weights):
   """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
-      weights,
+      gathered(module, weights),
   )
 
 
-def _latents(batch, frozen, key, *, bias, scale):
-  del frozen
-  moments = batch['moments'].astype(jnp.float32)
-  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
-  z = latents.sample(moments, jax.random.normal(key, shape))
-  return latents.normalise(z, bias, scale)
+def gathered(module, params):
+  """Casts and gathers the matrices that no block gathers just before its use."""
+  if not module.gather:
+    return params
+  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
+  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
+  return params | module.gather(jax.tree.map(cast, outer))
 
 
-def _pixels(batch, frozen, key, *, bias, scale):
-  del frozen, key
-  x = batch['image'].astype(jnp.float32) / 127.5 - 1
-  return latents.normalise(x, bias, scale)
-
-
-def _targets(built, config, batch, frozen):
+def targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
     tokens = batch.get('features', ())  # of no encoder
@@ -327,17 +327,20 @@ def _targets(built, config, batch, frozen):
   return tuple(resized)
 
 
-def _align(built, coefficients, params, tokens, targets):
+def align(built, coefficients, params, tokens, targets):
+  """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
-  projected = built.projector.apply({'params': params['projector']}, tokens)
+  weights = gathered(built.projector, params['projector'])
+  projected = built.projector.apply({'params': weights}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
 
 
 def make_sample(built: Experiment, config, bias, scale):
   """Returns sample(params, noise, y, keys) -> images [b H W 3] in [-1, 1].
 
-  params: {'model', 'decoder'}, of `sampling_weights`.
+  params: {'model', 'decoder'}, of `sampling_weights`; 'latents', (bias, scale),
+    takes the place of those given here.
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
@@ -360,7 +363,7 @@ def make_sample(built: Experiment, config, bias, scale):
     )
     x = config.noise_scale * noise
     x = sampler(velocity, x, steps=config.sample_steps, path=path, key=keys)
-    z = latents.denormalise(x, bias, scale)
+    z = latents.denormalise(x, *params.get('latents', (bias, scale)))
     return built.autoencoder.decode(params['decoder'], z)
 
   return sample
@@ -377,20 +380,3 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
       quantise=config.quantise,
       mesh=mesh,
   )
-
-
-def train_flops(built: Experiment, config):
-  """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.model(built.model)
-  total = (3 + built.objective.passes) * forward
-  if built.projector:
-    total += 3 * flops.projectors(built.projector)
-  if config.features == 'online':
-    total += sum(map(encoder_flops, built.encoders))
-  return total
-
-
-def encoder_flops(encoder):
-  """Returns the FLOPs of one image; 0 where the table does not know them."""
-  sizes = dict(zip((256, 512), encoder.spec.gflops, strict=False))
-  return 1e9 * sizes.get(encoder.resolution, 0)

@@ -4,9 +4,10 @@ An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
 AdamW, moments by the position of a parameter), `args` and `steps`. That of JiT
 has two averages, `model_ema1` and `model_ema2`, `optimizer` and `epoch`, and
 the prefix `net.` before every name. A plain state dict, as the SiT release has
-it, is taken for both model and average. The
-official MeanFlow writes checkpoints of flax, which weights.flax_files turns into
-the same layout; they lack the position table, which is a constant.
+it, is taken for both model and average. The official MeanFlow writes checkpoints
+of flax, which weights.flax_files turns into the same layout; they lack the
+position table, which is a constant. Those of REPA-E hold more:
+official_end_to_end.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import official_end_to_end
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
@@ -59,7 +61,8 @@ def import_(file, config, workdir, *, latent_statistics=''):
     built = built._replace(
         model=built.model.clone(out_channels=2 * built.model.channels)
     )
-  state, missing = to_state(built, config, content)
+  layout = official_end_to_end.to_state if config.end_to_end else to_state
+  state, missing = layout(built, config, content)
   shapes = setup.abstract(built, config, mesh).state
   meta = _meta(config, built, latent_statistics)
   with contextlib.ExitStack() as stack:
@@ -87,9 +90,22 @@ def export(workdir, out, *, ema=0, step=None):
   """
   places.try_file(out)
   run = saved_run.open_(workdir)
+  saved_run.check_ema(run, ema)
+  whole = not str(out).endswith('.safetensors')
+  read = _end_to_end if run.config.end_to_end else _plain
+  args = json.loads(run.config.to_json())
+  content = read(run, ema, step, args, whole)
+  if whole:
+    files.write_torch(out, content)
+  else:
+    name = next(name for name in AVERAGES if name in content)
+    files.write_safetensors(out, content[name])
+  print(f'{out}: step {content["steps"]}, {len(content["model"])} arrays')
+
+
+def _plain(run, ema, step, args, whole):
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)
-  whole = not str(out).endswith('.safetensors')
   averages = [average]
   if whole and is_jit(run.built):
     averages = [
@@ -97,19 +113,24 @@ def export(workdir, out, *, ema=0, step=None):
         for i in range(len(run.config.ema))
     ]
   params, _ = saved_run.load_params(run, mesh, step=meta['step'])
-  content = from_state(
-      run.built,
-      params,
-      averages,
-      steps=meta['step'],
-      args=json.loads(run.config.to_json()),
+  return from_state(
+      run.built, params, averages, steps=meta['step'], args=args
   )
-  if whole:
-    files.write_torch(out, content)
-  else:
-    name = next(name for name in AVERAGES if name in content)
-    files.write_safetensors(out, content[name])
-  print(f'{out}: step {meta["step"]}, {len(content["model"])} arrays')
+
+
+def _end_to_end(run, ema, step, args, whole):
+  """Reads the whole state: such a file holds the optimisers as well."""
+  del whole
+  mesh = sharding.make_mesh(allow_subset=True)
+  shapes = setup.abstract(run.built, run.config, mesh).state
+  saved = train.open_checkpoints(run.config, run.workdir)
+  with contextlib.closing(saved):
+    found = saved.restore(shapes, step)
+  if found is None:
+    raise errors.CheckpointError(f'no checkpoint under {run.checkpoints}')
+  return official_end_to_end.from_state(
+      run.built, run.config, found[0], ema=ema, args=args
+  )
 
 
 class Sections(NamedTuple):
@@ -266,7 +287,9 @@ def is_jit(built):
 def _meta(config, built, statistics):
   """Returns the meta of an imported checkpoint: its data set is not known."""
   bias, scale = built.autoencoder.bias, built.autoencoder.scale
-  if statistics:
+  if config.end_to_end:  # they are in the state
+    bias, scale = (), ()
+  elif statistics:
     bias, scale = autoencoders.read_statistics(statistics)
   if scale is None:
     raise errors.UsageError(

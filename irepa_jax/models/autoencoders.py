@@ -16,6 +16,7 @@ from irepa_jax import errors
 from irepa_jax.models import haar
 from irepa_jax.models import pixels
 from irepa_jax.models import vae
+from irepa_jax.models import vae_layouts
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
 
@@ -26,7 +27,7 @@ class Autoencoder:
 
   name: str
   module: nn.Module
-  source: str | None = None  # hub id; None: has no weights
+  source: str | None = None  # hub id; '': not published; None: no weights
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
@@ -50,13 +51,17 @@ class Autoencoder:
   def from_torch(self, state_dict):
     """Converts the official or the diffusers layout, strictly."""
     levels = len(self.module.multipliers)
-    entries = vae.official_names(state_dict, levels)
-    return convert.from_torch(self.module, entries, drop=vae.FOREIGN)
+    entries = vae_layouts.official_names(state_dict, levels)
+    return convert.from_torch(self.module, entries, drop=vae_layouts.FOREIGN)
 
   def fetch(self, source=None):
     """Returns the local weight file of a path or hub id; default: its own."""
     if self.source is None:
       raise errors.UsageError(f'{self.name} has no weights; got {source!r}')
+    if not (source or self.source):
+      raise errors.UsageError(
+          f'no weights of {self.name} are published: give a path or hub id'
+      )
     return files.fetch(source or self.source, self.filename)
 
   def load(self, source=None):
@@ -117,6 +122,10 @@ AUTOENCODERS = {
     ),
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
+    ),
+    # For the digits of the quickstart: 16 pixels to 8x8x4.
+    'vae-digits': Autoencoder(
+        'vae-digits', vae.VAE(width=32, multipliers=(1, 1), blocks=1), ''
     ),
     'haar': Autoencoder('haar', haar.Haar(), grey=True),
     'pixels': Autoencoder(

@@ -19,6 +19,7 @@ class TrainState(NamedTuple):
   opt_state: the state of optax.
   ema: one moving average of params per decay.
   skipped: [] int32, consecutive steps left out for NaN or infinity.
+  model_state: what a step moves without an optimiser, running statistics.
   """
 
   step: jax.Array
@@ -26,6 +27,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   ema: tuple[Params, ...]
   skipped: jax.Array
+  model_state: Any = ()
 
 
 def create(params, optimizer, ema_decays) -> TrainState:
