@@ -203,7 +203,7 @@ def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
       power=config.loss_power,
       eps=config.loss_eps,
       product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
-      shards=mesh.shape[sharding.DATA] if mesh else 1,
+      shards=sharding.row_parts(mesh) if mesh else 1,
       **settings,
   )
 
