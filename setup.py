@@ -14,6 +14,7 @@ BASE = [
     'absl-py',  # command-line flags
     'array-record',  # the record files of a data set
     'flax',  # linen modules, a notation for pure functions
+    'fsspec',  # data sets in buckets
     'grain>=0.2.18',  # input pipeline
     'huggingface-hub',  # weights by hub id, cached
     'jax>=0.10',
@@ -50,6 +51,10 @@ EXTRAS = {
     + [
         'beartype',  # checks the shape annotations
         'datasets',
+        # Compiles for TPUs that are not there; a wheel of 0.2 GB. Another
+        # version estimates other cycles: then run `python tests/budget.py`.
+        'libtpu==0.0.52; sys_platform == "linux" and'
+        ' platform_machine == "x86_64"',
         'pytest',
         'pytest-xdist',
         'ruff',

@@ -60,7 +60,7 @@ FIELDS = {
     'attn_dropout': fixed(0.0, 'of JiT, in the middle half of its blocks'),
     'proj_dropout': fixed(0.0, 'of JiT, after attention and in the MLP'),
     'dtype': fixed('bfloat16', 'of matrix products; parameters are float32'),
-    'attention': free('xla', 'or cudnn: flash attention of Hopper and Ampere'),
+    'attention': free('auto', 'by the platform; or xla, cudnn (NVIDIA GPUs)'),
     'scan_layers': free(True, 'compiles several times faster than unrolled'),
     'remat': free('names', 'none, names (recompute cheap layers), full'),
 

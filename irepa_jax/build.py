@@ -24,7 +24,6 @@ from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
-from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
 from irepa_jax.train import schedule
 from irepa_jax.train import state as states
@@ -134,7 +133,7 @@ def _check_attention(config, mesh):
   if platform not in ('cuda', 'gpu') or config.dtype != 'bfloat16':
     raise errors.UsageError(
         f"config.attention is 'cudnn' on {platform} in {config.dtype}; it must"
-        " be 'xla', except on NVIDIA GPUs in bfloat16"
+        " be 'auto' or 'xla', except on NVIDIA GPUs in bfloat16"
     )
 
 
@@ -145,6 +144,7 @@ def placement(mesh):
   return {
       'gather': sharding.gather(mesh),
       'constrain': sharding.constrain(mesh),
+      'platform': mesh.devices.flat[0].platform,
   }
 
 
@@ -160,6 +160,7 @@ def projector(config, module, teachers):
       hidden=config.projector_hidden,
       kernel=config.projector_kernel,
       dtype=jnp.dtype(config.dtype),
+      gather=module.gather,
   )
 
 
@@ -201,7 +202,7 @@ def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
       power=config.loss_power,
       eps=config.loss_eps,
       product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
-      shards=mesh.shape[sharding.DATA] if mesh else 1,
+      shards=sharding.row_parts(mesh) if mesh else 1,
       **settings,
   )
 
@@ -268,7 +269,8 @@ def parts(built: Experiment, config, bias, scale) -> steps.Parts:
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
-  read = _latents if built.autoencoder.stored else _pixels
+  stored = built.autoencoder.stored
+  read = latents.of_moments if stored else latents.of_pixels
   return steps.Parts(
       latents=functools.partial(
           read, bias=np.float32(bias), scale=np.float32(scale)
@@ -292,22 +294,17 @@ def network(module, weights):
   """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
-      weights,
+      gathered(module, weights),
   )
 
 
-def _latents(batch, frozen, key, *, bias, scale):
-  del frozen
-  moments = batch['moments'].astype(jnp.float32)
-  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
-  z = latents.sample(moments, jax.random.normal(key, shape))
-  return latents.normalise(z, bias, scale)
-
-
-def _pixels(batch, frozen, key, *, bias, scale):
-  del frozen, key
-  x = batch['image'].astype(jnp.float32) / 127.5 - 1
-  return latents.normalise(x, bias, scale)
+def gathered(module, params):
+  """Casts and gathers the matrices that no block gathers just before its use."""
+  if not module.gather:
+    return params
+  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
+  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
+  return params | module.gather(jax.tree.map(cast, outer))
 
 
 def targets(built, config, batch, frozen):
@@ -333,7 +330,8 @@ def align(built, coefficients, params, tokens, targets):
   """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
-  projected = built.projector.apply({'params': params['projector']}, tokens)
+  weights = gathered(built.projector, params['projector'])
+  projected = built.projector.apply({'params': weights}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
 
 
@@ -381,20 +379,3 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
       quantise=config.quantise,
       mesh=mesh,
   )
-
-
-def train_flops(built: Experiment, config):
-  """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.model(built.model)
-  total = (3 + built.objective.passes) * forward
-  if built.projector:
-    total += 3 * flops.projectors(built.projector)
-  if config.features == 'online':
-    total += sum(map(encoder_flops, built.encoders))
-  return total
-
-
-def encoder_flops(encoder):
-  """Returns the FLOPs of one image; 0 where the table does not know them."""
-  sizes = dict(zip((256, 512), encoder.spec.gflops, strict=False))
-  return 1e9 * sizes.get(encoder.resolution, 0)

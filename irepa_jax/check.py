@@ -12,7 +12,7 @@ from irepa_jax import errors
 from irepa_jax.names.experiments import base
 
 CHOICES = {
-    'attention': ('xla', 'cudnn'),
+    'attention': ('auto', 'xla', 'cudnn'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
@@ -91,7 +91,13 @@ END_TO_END = {
     'decay_steps': 0,
 }
 # Mean velocities are learnt, and sampled from, on the linear path alone.
-MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
+MEAN_FLOW = {
+    'loss_space': '',
+    'noise_scale': 1.0,
+    'path': 'linear',
+    'prediction': 'v',
+    'sampler': 'euler',
+}
 
 
 def config(config):

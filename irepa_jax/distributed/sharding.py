@@ -27,6 +27,9 @@ REPLICA, DATA, MODEL = AXES = 'replica', 'data', 'model'
 ROWS = REPLICA, DATA  # what splits the rows of a batch
 # Arrays with fewer elements stay whole: gathering them costs more than memory.
 LARGE = 2**14
+# Kernels of patch embeddings stay whole as well: they are small, and a product
+# of so few rows would be computed in a loop over shards instead.
+WHOLE = re.compile(r'(^|/)(patch_embed|x_embedder)/')
 # Tensor parallelism by path; the number is the axis that `model` splits.
 MODEL_AXIS = (
     (r'attn/qkv/kernel$', 1),
@@ -163,7 +166,8 @@ def param_spec(name, shape, mesh, *, fsdp=True):
     for pattern, axis in MODEL_AXIS:
       if re.search(pattern, name) and shape[axis] % mesh.shape[MODEL] == 0:
         axes[axis] = MODEL
-  if fsdp and mesh.shape[DATA] > 1 and math.prod(shape) >= LARGE:
+  large = math.prod(shape) >= LARGE and not WHOLE.search(name)
+  if fsdp and mesh.shape[DATA] > 1 and large:
     free = [i for i, taken in enumerate(axes) if taken is None]
     whole = [i for i in free if shape[i] % mesh.shape[DATA] == 0]
     if whole:

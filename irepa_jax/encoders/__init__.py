@@ -30,7 +30,7 @@ __all__ = [
 # Fields of a module that follow from the name and the resolution.
 FIXED = frozenset({'grid', 'side', 'parent', 'name'})
 # How it runs: left out where the module has no such choice.
-PLACEMENT = ('dtype', 'scan_layers', 'gather', 'constrain')
+PLACEMENT = ('dtype', 'scan_layers', 'gather', 'constrain', 'platform')
 
 
 def create(name, *, resolution=256, **overrides):

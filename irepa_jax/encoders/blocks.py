@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from irepa_jax.encoders import rotary
+from irepa_jax.models import forms
 
 ACTIVATIONS = {
     'gelu': functools.partial(nn.gelu, approximate=False),
@@ -32,7 +33,8 @@ class Block(nn.Module):
   rope: str = 'none'
   layer_scale: bool = False
   mlp: str = 'gelu'
-  attention: str = 'xla'
+  attention: str = 'auto'
+  platform: str = 'cpu'
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -43,6 +45,7 @@ class Block(nn.Module):
         self.qkv_bias,
         self.rope,
         self.attention,
+        self.platform,
         self.dtype,
         name='attn',
     )
@@ -64,7 +67,8 @@ class Attention(nn.Module):
   heads: int
   bias: bool = True
   rope: str = 'none'
-  implementation: str = 'xla'
+  implementation: str = 'auto'
+  platform: str = 'cpu'
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -75,7 +79,8 @@ class Attention(nn.Module):
     q, k, v = (qkv[:, :, i] for i in range(3))  # [b n k h]
     if angles is not None:
       q, k = self._turned(q, angles), self._turned(k, angles)
-    x = attention(q, k, v, self.implementation).reshape(b, n, d)
+    attend = attention(self.implementation, self.platform)
+    x = attend(q, k, v).reshape(b, n, d)
     return Dense(d, dtype=self.dtype, name='proj')(x)
 
   def _turned(self, x, angles):
@@ -84,10 +89,17 @@ class Attention(nn.Module):
     return jnp.concatenate([x[:, :prefix], patches], axis=1)
 
 
-def attention(q, k, v, implementation='xla'):
-  """Softmax attention of heads [b n k h], softmax in float32."""
+def attention(name='auto', platform='cpu'):
+  """Returns softmax attention of heads [b n k h], softmax in float32."""
+  if platform == 'cpu' or name == 'xla':
+    return library_attention
+  return forms.attention(name, platform)
+
+
+def library_attention(q, k, v):
+  """Attention of the library, which is the best without a gradient on a CPU."""
   with jax.numpy_dtype_promotion('standard'):  # the library mixes dtypes
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    return jax.nn.dot_product_attention(q, k, v, implementation='xla')
 
 
 class MLP(nn.Module):

@@ -156,10 +156,10 @@ def attention(q, k, v):
   """Attention of heads [b n k h], CHUNK queries at a time."""
   b, n, *rest = q.shape
   if n <= CHUNK:
-    return blocks.attention(q, k, v)
+    return blocks.library_attention(q, k, v)
   parts = jnp.pad(q, ((0, 0), (0, -n % CHUNK), (0, 0), (0, 0)))
   parts = jnp.moveaxis(parts.reshape(b, -1, CHUNK, *rest), 1, 0)
-  parts = jax.lax.map(lambda part: blocks.attention(part, k, v), parts)
+  parts = jax.lax.map(lambda part: blocks.library_attention(part, k, v), parts)
   return jnp.moveaxis(parts, 0, 1).reshape(b, -1, *rest)[:, :n]
 
 

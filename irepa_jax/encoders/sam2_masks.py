@@ -264,7 +264,7 @@ class Attention(nn.Module):
         split(dense(self.width, name)(x))
         for name, x in zip('qkv', (q, k, v), strict=True)
     )
-    x = blocks.attention(q, k, v)
+    x = blocks.library_attention(q, k, v)
     return dense(WIDTH, 'o')(x.reshape(*x.shape[:2], -1))
 
 

@@ -48,7 +48,8 @@ class ViT(nn.Module):
   mlp_multiple: int = 1  # the hidden width is rounded up to it
   final_norm: bool = True
   class_share: float = 0.0  # of the class token mixed into patch tokens
-  attention: str = 'xla'  # or cudnn
+  attention: str = 'auto'  # xla, cudnn
+  platform: str = 'cpu'  # of models.forms
   dtype: jnp.dtype = jnp.float32
   scan_layers: bool = False  # these three: see models.stack.Plan
   gather: Callable | None = None
@@ -119,6 +120,7 @@ class ViT(nn.Module):
         self.layer_scale,
         self.mlp,
         self.attention,
+        self.platform,
         self.dtype,
     )
     names = [f'blocks_{i}' for i in range(self.depth)]

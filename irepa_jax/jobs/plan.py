@@ -1,7 +1,8 @@
-"""What a run needs before it is launched: memory, collectives, FLOPs.
+"""What a run needs before it is launched: memory, collectives, FLOPs, time.
 
 With a topology the whole training step is compiled for a TPU slice or GPUs that
-are not there, by the real compiler.
+are not there, by the real compiler; for a TPU it also says how long it expects
+the step to take (jobs/schedule.py).
 """
 
 import os
@@ -19,7 +20,9 @@ from irepa_jax import build
 from irepa_jax import errors
 from irepa_jax.distributed import collectives
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import schedule
 from irepa_jax.jobs import setup
+from irepa_jax.runs import chips
 
 # Accelerator types that the compiler wants to read from its environment.
 TYPES = {
@@ -36,17 +39,16 @@ TARGETS = pathlib.Path(__file__).parent / 'targets'
 # products are left to cuBLAS.
 GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 GIB = 2**30
-# Memory of a device that a program can use, GiB: as the compilers of TPUs say,
-# and of NVIDIA's data sheets.
-MEMORY_GIB = {'v4': 31.25, 'v5e': 15.75, 'v5p': 95.0, 'v6e': 31.25, 'h200': 131.3}
 LESS = '--config.remat=full, --config.fsdp=true, --config.accumulate=2'
+DAY = 24 * 60 * 60  # seconds
 
 
-def plan(config, slice_name='', slices=1):
+def plan(config, slice_name='', slices=1, price=0.0):
   """Returns what a run needs, as a dict.
 
   slice_name: of `topology`, and `slices` of it; without, the devices at hand
     are counted on.
+  price: of one chip for an hour; 0 leaves the cost out.
   """
   devices = topology(slice_name, slices) if slice_name else jax.devices()
   mesh = setup.make_mesh(config, devices)
@@ -60,9 +62,11 @@ def plan(config, slice_name='', slices=1):
   report['train_gflop_per_image'] = round(flops / 1e9, 1)
   if slice_name:
     _say('compiling the training step: seconds for small models, minutes for XL')
-    report |= compiled(built, config, mesh, shapes)
-  kind = slice_name.partition(':')[0]
-  return report | verdict(report, MEMORY_GIB.get(kind))
+    figures, text = compiled(built, config, mesh, shapes)
+    report |= figures
+    report['estimate'] = estimate(text, config, flops, mesh, price)
+  chip = chips.find(devices[0])
+  return report | verdict(report, chip and chip.memory or None)
 
 
 def verdict(report, available):
@@ -91,6 +95,39 @@ def _say(text):
   print(text, file=sys.stderr, flush=True)
 
 
+def estimate(text, config, flops, mesh, price=0.0):
+  """Returns the compiler's estimate of a step, and what follows from it.
+
+  Args:
+    text: of the compiled program.
+    config: of the run.
+    flops: of a training step for one image.
+    mesh: the program runs on.
+    price: of one chip for an hour.
+
+  Returns:
+    None where the compiler counts no cycles, as for GPUs; 'unknown' counts the
+    calls of kernels that it has no estimate of, which are not in the time.
+  """
+  chip, found = chips.find(mesh.devices.flat[0]), schedule.items(text)
+  if not (chip and chip.clock and found):
+    return None
+  step = sum(item.cycles for item in found) / chip.clock
+  useful = config.batch_size * flops / mesh.size / chip.peak
+  figures = {
+      'step_ms': round(1e3 * step, 2),
+      'img_per_s': round(config.batch_size / step, 1),
+      'mfu': round(useful / step, 3),
+      'days': round(config.steps * step / DAY, 2),
+      'unknown': schedule.unknown(text),
+      'largest': schedule.largest(found),
+  }
+  if price:
+    hours = config.steps * step / 3600
+    figures['cost'] = round(hours * mesh.size * price, 2)
+  return figures
+
+
 def topology(name, slices=1):
   """Returns the devices of TPU slices, or nodes of GPUs, that are not there."""
   kind, _, bounds = name.partition(':')
@@ -110,6 +147,8 @@ def topology(name, slices=1):
         f' or like h200:8, with {", ".join(gpus)}'
     )
   chips = int(np.prod([int(n) for n in bounds.split('x')]))
+  # Nothing is run, so that another program may hold this machine's own TPU.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ |= {
       'TPU_SKIP_MDS_QUERY': '1',
       'TPU_ACCELERATOR_TYPE': f'{TYPES[kind]}-{chips}',
@@ -162,7 +201,7 @@ def gib(tree):
 
 
 def compiled(built, config, mesh, shapes):
-  """Compiles the training step; returns its memory and collectives."""
+  """Compiles the training step; returns its figures and its text."""
   ones = (1.0,) * built.model.channels
   step = setup.jit_step(built, config, mesh, Statistics(ones, ones))
   start = time.time()
@@ -180,14 +219,17 @@ def compiled(built, config, mesh, shapes):
         ' --config.accumulate=2'
     ) from error
   memory, text = program.memory_analysis(), _text(program)
+  needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
   groups = [sharding.group(device) for device in mesh.devices.flat]
-  return {
+  figures = {
       'compile_s': round(time.time() - start),
       'arguments_gib': round(memory.argument_size_in_bytes / GIB, 2),
       'temporaries_gib': round(memory.temp_size_in_bytes / GIB, 2),
+      'bytes_per_device': needed,
       'collectives': collectives.counted(text),
       'between_slices': collectives.crossing(text, groups),
   }
+  return figures, text
 
 
 def _text(program):

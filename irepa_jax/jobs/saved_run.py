@@ -24,7 +24,7 @@ from irepa_jax.runs import directory
 from irepa_jax.weights import files
 
 # How the same numbers are computed; a run may come from another device.
-PORTABLE = {'attention': 'xla', 'remat': 'none', 'allow_subset': True}
+PORTABLE = {'attention': 'auto', 'remat': 'none', 'allow_subset': True}
 # What is told about images beside which checkpoint made them.
 TOLD = (
     'model', 'seed', 'labels', 'num_classes', 'sampler', 'sample_steps', 'path',

@@ -15,6 +15,7 @@ import math
 
 import jax
 from jax import custom_derivatives
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import layout
 import jax.numpy as jnp
 
@@ -28,21 +29,30 @@ def differentiable(
     kept: tuple[int, ...],
     push: tuple[Callable, ...],
     pull: Callable,
+    names: tuple[str | None, ...] = (None,),
 ) -> Callable:
   """Returns value(*inputs) -> output with derivatives of both modes.
 
   Args:
-    value: of arrays, to one array.
-    kept: the inputs that the derivatives need, by position; no other value is
-      stored for the gradient.
+    value: of arrays, to one array; or to a tuple of it and of what only the
+      derivatives need.
+    kept: what the derivatives need, by position among the inputs and, after
+      them, the results of `value`; nothing else is stored for the gradient.
     push: for each input (kept, its tangent) -> its share of the output's
       tangent, which is their sum.
     pull: (kept, cotangent of the output) -> cotangents of all inputs.
+    names: of the results, for a policy of jax.checkpoint.
   """
-  function = jax.custom_jvp(value)
+
+  def results(*inputs):
+    found = value(*inputs)
+    return found if isinstance(found, tuple) else (found,)
+
+  function = jax.custom_jvp(results)
 
   def rule(inputs, tangents):
-    output = function(*inputs)
+    found = tuple(map(_named, function(*inputs), names))
+    output, extra = found[0], found[1:]
     moved = [i for i, t in enumerate(tangents) if not _is_zero(t)]
 
     def forward(saved, given):
@@ -53,16 +63,20 @@ def differentiable(
       pulled = pull(saved, g)
       return [pulled[i] for i in moved]
 
-    saved = tuple(inputs[i] for i in kept)
+    saved = tuple((*inputs, *found)[i] for i in kept)
     given = [tangents[i] for i in moved]
+    still = tuple(map(jnp.zeros_like, extra))
     if not moved:
-      return output, jnp.zeros_like(output)
-    return output, custom_derivatives.linear_call(
-        forward, reverse, saved, given
-    )
+      return found, (jnp.zeros_like(output), *still)
+    moving = custom_derivatives.linear_call(forward, reverse, saved, given)
+    return found, (moving, *still)
 
   function.defjvp(rule, symbolic_zeros=True)
-  return function
+  return lambda *inputs: function(*inputs)[0]
+
+
+def _named(array, name):
+  return checkpoint_name(array, name) if name else array
 
 
 def _is_zero(tangent):
@@ -255,11 +269,11 @@ modulated_norm = differentiable(
 )
 
 
-@jax.custom_vjp
-def modulated_rms(x, gain, shift):
-  """RMSNorm of x [b n d] times gain [b d], float32, plus shift [b d]."""
+def _modulated_rms(x, gain, shift):
+  """RMSNorm of x [b n d] times gain [b d], plus shift [b d]; gain may be float32."""
   normed, _ = _rms(_float32(x))
-  return (normed * gain[:, None] + _float32(shift)[:, None]).astype(x.dtype)
+  out = normed * _float32(gain)[:, None] + _float32(shift)[:, None]
+  return out.astype(x.dtype)
 
 
 def _rms(x):
@@ -267,40 +281,63 @@ def _rms(x):
   return x * rate, rate
 
 
+def _rms_slope(x, t):
+  """Returns the derivative of RMSNorm along t; it is its own transpose."""
+  normed, rate = _rms(_float32(x))
+  return rate * (t - normed * jnp.mean(t * normed, -1, keepdims=True))
+
+
 def _modulated_rms_backward(saved, g):
   x, gain = saved
-  normed, rate = _rms(_float32(x))
+  normed, _ = _rms(_float32(x))
   g = _float32(g)
-  d_gain = jnp.sum(g * normed, 1)
+  d_gain = jnp.sum(g * normed, 1).astype(gain.dtype)
   d_shift = jnp.sum(g, 1).astype(x.dtype)
-  g = g * gain[:, None]
-  along = normed * jnp.mean(g * normed, -1, keepdims=True)
-  return (rate * (g - along)).astype(x.dtype), d_gain, d_shift
+  d_x = _rms_slope(x, g * _float32(gain)[:, None])
+  return d_x.astype(x.dtype), d_gain, d_shift
 
 
-modulated_rms.defvjp(
-    lambda x, gain, shift: (modulated_rms(x, gain, shift), (x, gain)),
-    _modulated_rms_backward,
+modulated_rms = differentiable(
+    _modulated_rms,
+    kept=(0, 1),
+    push=(
+        lambda s, t: _rms_slope(s[0], _float32(t)) * _float32(s[1])[:, None],
+        lambda s, t: _rms(_float32(s[0]))[0] * _float32(t)[:, None],
+        lambda s, t: _float32(t)[:, None],
+    ),
+    pull=_modulated_rms_backward,
 )
 
 
-@jax.custom_vjp
-def swiglu(x):
+def _swiglu(x):
   """SiLU(a) * b of the two halves of x [... 2h]."""
   a, b = jnp.split(_float32(x), 2, axis=-1)
   return (jax.nn.silu(a) * b).astype(x.dtype)
 
 
-def _swiglu_backward(x, g):
-  dtype, g = x.dtype, _float32(g)
+def _swiglu_slopes(x):
+  """Returns the derivatives of SiLU(a) * b by a and by b."""
   a, b = jnp.split(_float32(x), 2, axis=-1)
   gate = jax.nn.sigmoid(a)
-  slope = gate * (1 + a * (1 - gate))
-  d_x = jnp.concatenate([g * b * slope, g * a * gate], axis=-1)
-  return (d_x.astype(dtype),)
+  return b * gate * (1 + a * (1 - gate)), a * gate
 
 
-swiglu.defvjp(lambda x: (swiglu(x), x), _swiglu_backward)
+def _swiglu_forward(saved, t):
+  by_a, by_b = _swiglu_slopes(saved[0])
+  t_a, t_b = jnp.split(_float32(t), 2, axis=-1)
+  return by_a * t_a + by_b * t_b
+
+
+def _swiglu_backward(saved, g):
+  by_a, by_b = _swiglu_slopes(saved[0])
+  g = _float32(g)
+  d_x = jnp.concatenate([g * by_a, g * by_b], axis=-1)
+  return (d_x.astype(saved[0].dtype),)
+
+
+swiglu = differentiable(
+    _swiglu, kept=(0,), push=(_swiglu_forward,), pull=_swiglu_backward
+)
 
 
 def _gated_sum(x, gate, branch):

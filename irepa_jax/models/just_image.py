@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from irepa_jax.models import forms
 from irepa_jax.models import fused
 from irepa_jax.models import layers
 from irepa_jax.models import sit
@@ -55,7 +56,8 @@ class JiT(nn.Module):
   proj_dropout: float = 0.0
   align_depth: int = 8  # 1 is the first block
   dtype: jnp.dtype = jnp.float32
-  attention: str = 'xla'  # xla, cudnn
+  attention: str = 'auto'  # xla, cudnn
+  platform: str = 'cpu'  # of forms.FORMS
   scan_layers: bool = False  # these four: see stack.Plan
   remat: str = 'none'
   gather: Callable | None = None
@@ -135,6 +137,7 @@ class JiT(nn.Module):
         self.attn_dropout if drops else 0.0,
         self.proj_dropout if drops else 0.0,
         self.attention,
+        self.platform,
         self.dtype,
     )
     names = {i: f'blocks_{i}' for i in range(first, last)}
@@ -143,7 +146,6 @@ class JiT(nn.Module):
         x = make(name=name)(x, c, None)
       return x
     block = make(parent=None)
-    cast = functools.partial(jax.tree.map, lambda w: w.astype(self.dtype))
 
     def apply(one, x, c):
       mine = functools.partial(keep, one['number']) if drops else None
@@ -151,7 +153,10 @@ class JiT(nn.Module):
 
     params = self.variables['params']
     each = [
-        {'weights': cast(params[name]), 'number': jnp.int32(i)}
+        {
+            'weights': layers.cast(params[name], self.dtype),
+            'number': jnp.int32(i),
+        }
         for i, name in names.items()
     ]
     return stack.run(apply, each, x, c, self._plan())
@@ -168,7 +173,8 @@ class Block(nn.Module):
   mlp_ratio: float = 4.0
   attn_dropout: float = 0.0
   proj_dropout: float = 0.0
-  attention: str = 'xla'
+  attention: str = 'auto'
+  platform: str = 'cpu'
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -179,6 +185,7 @@ class Block(nn.Module):
         self.attn_dropout,
         self.proj_dropout,
         self.attention,
+        self.platform,
         self.dtype,
         name='attn',
     )
@@ -203,7 +210,8 @@ class Attention(nn.Module):
   side: int
   attn_dropout: float
   proj_dropout: float
-  implementation: str  # a key of layers.ATTENTION
+  implementation: str  # auto, or a key of forms.ATTENTION
+  platform: str
   dtype: jnp.dtype
 
   @nn.compact
@@ -218,7 +226,7 @@ class Attention(nn.Module):
     if self.attn_dropout:
       x = dropped_attention(q, k, v, keep, self.attn_dropout)
     else:
-      x = layers.ATTENTION[self.implementation](q, k, v)
+      x = forms.attention(self.implementation, self.platform)(q, k, v)
     x = checkpoint_name(x.reshape(b, n, d), 'attention')
     x = layers.Dense(d, self.dtype, name='proj')(x)
     return dropped(x, keep, 'attn_out', self.proj_dropout)

@@ -14,33 +14,31 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from irepa_jax.models import forms
 from irepa_jax.models import fused
 
 MAX_PERIOD = 10_000.0
 QK_NORM_EPS = 1e-5  # the default of torch.nn.LayerNorm
 TABLE_STD = 0.02
-# cudnn: flash attention of NVIDIA GPUs in bfloat16, head widths 8, 16, ...
-ATTENTION = {
-    'xla': fused.attention,
-    'cudnn': functools.partial(
-        jax.nn.dot_product_attention, implementation='cudnn'
-    ),
-}
 
 
 class Dense(nn.Module):
-  """Linear layer with a kernel [i o] and a bias."""
+  """Linear layer with a kernel [i o] and a bias; with `parts`, a list."""
 
   features: int
   dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  parts: int = 0  # equal parts of the output
+  platform: str = 'cpu'  # of forms.FORMS
 
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', nn.initializers.zeros, shape[1:])
-    return fused.linear(*(a.astype(self.dtype) for a in (x, kernel, bias)))
+    arrays = (a.astype(self.dtype) for a in (x, kernel, bias))
+    form = forms.of(self.platform)
+    return form.split(*arrays, self.parts) if self.parts else form.linear(*arrays)
 
 
 def cast(params, dtype):
@@ -56,20 +54,21 @@ class Attention(nn.Module):
 
   heads: int
   qk_norm: bool = False
-  implementation: str = 'xla'  # a key of ATTENTION
+  implementation: str = 'auto'  # or a key of forms.ATTENTION
+  platform: str = 'cpu'  # of forms.FORMS
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     b, n, d = x.shape
-    qkv = Dense(3 * d, self.dtype, name='qkv')(x)
-    parts = jnp.split(checkpoint_name(qkv, 'qkv'), 3, axis=-1)
+    dense = functools.partial(Dense, dtype=self.dtype, platform=self.platform)
+    parts = dense(3 * d, parts=3, name='qkv')(x)
     q, k, v = (part.reshape(b, n, self.heads, -1) for part in parts)
     if self.qk_norm:
       q, k = self._norm(q, 'q_norm'), self._norm(k, 'k_norm')
-    x = ATTENTION[self.implementation](q, k, v)
+    x = forms.attention(self.implementation, self.platform)(q, k, v)
     x = checkpoint_name(x.reshape(b, n, d), 'attention')
-    return Dense(d, self.dtype, name='proj')(x)
+    return dense(d, name='proj')(x)
 
   def _norm(self, x, name):
     norm = nn.LayerNorm(epsilon=QK_NORM_EPS, dtype=jnp.float32, name=name)
@@ -80,13 +79,15 @@ class Mlp(nn.Module):
   """Two linear layers with a GELU between them."""
 
   hidden: int
+  platform: str = 'cpu'  # of forms.FORMS
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
+    dense = functools.partial(Dense, dtype=self.dtype, platform=self.platform)
     width = x.shape[-1]
-    x = checkpoint_name(Dense(self.hidden, self.dtype, name='fc1')(x), 'hidden')
-    return Dense(width, self.dtype, name='fc2')(fused.gelu(x))
+    x = checkpoint_name(dense(self.hidden, name='fc1')(x), 'hidden')
+    return checkpoint_name(dense(width, name='fc2')(fused.gelu(x)), 'branch')
 
 
 class PatchEmbed(nn.Module):

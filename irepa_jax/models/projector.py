@@ -4,6 +4,7 @@ REPA uses an MLP; iREPA one 3x3 convolution on the token grid, because the
 spatial structure of the target is what alignment should carry over.
 """
 
+from collections.abc import Callable
 import math
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ class Projectors(nn.Module):
   hidden: int = 2048  # of mlp
   kernel: int = 3  # of conv
   dtype: jnp.dtype = jnp.float32
+  gather: Callable | None = None  # of weights, by whoever applies it
 
   @nn.compact
   def __call__(self, tokens):

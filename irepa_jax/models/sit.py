@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from irepa_jax.models import forms
 from irepa_jax.models import fused
 from irepa_jax.models import layers
 from irepa_jax.models import stack
@@ -42,7 +43,8 @@ class SiT(nn.Module):
   align_depth: int = 8  # 1 is the first block
   train_positions: bool = False  # the released REPA-E moves its table
   dtype: jnp.dtype = jnp.float32
-  attention: str = 'xla'  # xla, cudnn
+  attention: str = 'auto'  # xla, cudnn
+  platform: str = 'cpu'  # of forms.FORMS
   scan_layers: bool = False  # these four: see stack.Plan
   remat: str = 'none'
   gather: Callable | None = None
@@ -94,7 +96,13 @@ class SiT(nn.Module):
     return positions.astype(self.dtype)
 
   def _plan(self):
-    return stack.Plan(self.scan_layers, self.remat, self.gather, self.constrain)
+    return stack.Plan(
+        self.scan_layers,
+        self.remat,
+        self.gather,
+        self.constrain,
+        forms.of(self.platform).saved,
+    )
 
   def _blocks(self, x, c, first, last):
     """Applies blocks first .. last - 1."""
@@ -104,6 +112,7 @@ class SiT(nn.Module):
         self.mlp_ratio,
         self.qk_norm,
         self.attention,
+        self.platform,
         self.dtype,
     )
     names = [f'blocks_{i}' for i in range(first, last)]
@@ -124,21 +133,28 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: float = 4.0
   qk_norm: bool = False
-  attention: str = 'xla'
+  attention: str = 'auto'
+  platform: str = 'cpu'
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, c):
     attend = layers.Attention(
-        self.heads, self.qk_norm, self.attention, self.dtype, name='attn'
+        self.heads,
+        self.qk_norm,
+        self.attention,
+        self.platform,
+        self.dtype,
+        name='attn',
     )
     hidden = int(x.shape[-1] * self.mlp_ratio)
-    mlp = layers.Mlp(hidden, self.dtype, name='mlp')
-    parts = modulation(c, 6, self.dtype)
+    mlp = layers.Mlp(hidden, self.platform, self.dtype, name='mlp')
+    parts = modulation(c, 6, self.dtype, self.platform)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
-    branch = attend(fused.modulated_norm(x, shift_a, scale_a))
+    norm = forms.of(self.platform).modulated_norm
+    branch = attend(norm(x, shift_a, scale_a))
     x = fused.gated_sum(x, gate_a, branch)
-    branch = mlp(fused.modulated_norm(x, shift_m, scale_m))
+    branch = mlp(norm(x, shift_m, scale_m))
     return fused.gated_sum(x, gate_m, branch)
 
 
@@ -156,12 +172,13 @@ class FinalLayer(nn.Module):
     return layers.Dense(self.features, self.dtype, zeros, name='linear')(x)
 
 
-def modulation(c, parts, dtype):
+def modulation(c, parts, dtype, platform='cpu'):
   """Maps c [b d] by SiLU and a linear layer to `parts` vectors [b d]."""
   linear = layers.Dense(
       parts * c.shape[-1],
       dtype,
       nn.initializers.zeros,
+      platform=platform,
       name='adaLN_modulation_1',
   )
   return jnp.split(linear(nn.silu(c)), parts, axis=-1)

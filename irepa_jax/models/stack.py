@@ -12,12 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-SAVE = jax.checkpoint_policies.save_only_these_names
-# What the backward pass finds stored; the rest of a block is computed again.
-POLICIES = {
-    'names': SAVE('qkv', 'attention', 'hidden'),
-    'full': jax.checkpoint_policies.nothing_saveable,
-}
+from irepa_jax.models import forms
 
 
 class Plan(NamedTuple):
@@ -27,6 +22,7 @@ class Plan(NamedTuple):
   remat: str = 'none'  # none, names, full
   gather: Callable | None = None  # weights of one block, just before their use
   constrain: Callable | None = None  # activations [b n d] between blocks
+  saved: tuple[str, ...] = forms.CPU.saved  # what remat 'names' stores
 
 
 def run(block, weights, x, c, plan):
@@ -41,7 +37,8 @@ def run(block, weights, x, c, plan):
 
   if plan.remat != 'none':
     # Outside a scan the compiler would merge both computations again.
-    policy = POLICIES[plan.remat]
+    names = plan.saved if plan.remat == 'names' else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
     body = jax.checkpoint(body, policy=policy, prevent_cse=not plan.scan)
   if plan.scan and weights:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)

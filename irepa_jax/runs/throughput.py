@@ -9,34 +9,15 @@ import contextlib
 import json
 import time
 
-# Peak of dense bf16 matrix products per jax device, FLOP/s, by the start of
-# `device_kind`; the first that fits. TPU: cloud.google.com/tpu/docs, per chip;
-# of TPU7x JAX sees the two chiplets of a chip (2307e12) as a device each.
-# NVIDIA: data sheets, without sparsity; B200 of HGX, GB200 and GB300 of NVL72.
-PEAKS = (
-    ('TPU v4', 275e12),
-    ('TPU v5 lite', 197e12),  # v5e
-    ('TPU v5e', 197e12),
-    ('TPU v5', 459e12),  # v5p
-    ('TPU v6 lite', 918e12),  # v6e, Trillium
-    ('TPU v6e', 918e12),
-    ('TPU7x', 2307e12 / 2),  # Ironwood
-    ('NVIDIA A100', 312e12),
-    ('NVIDIA H100 PCIe', 756e12),
-    ('NVIDIA H100', 989.4e12),
-    ('NVIDIA H200', 989.4e12),
-    ('NVIDIA B200', 2250e12),
-    ('NVIDIA GB200', 2500e12),
-    ('NVIDIA B300', 2250e12),
-    ('NVIDIA GB300', 2500e12),
-)
+from irepa_jax.runs import chips
+
 STARTED = time.monotonic()  # of the program: this module is imported early
 
 
 def peak_flops(device):
   """Returns the peak bf16 FLOP/s of a jax device, or None where unknown."""
-  kind = device.device_kind
-  return next((peak for name, peak in PEAKS if kind.startswith(name)), None)
+  chip = chips.find(device)
+  return chip.peak if chip else None
 
 
 class Meter:
