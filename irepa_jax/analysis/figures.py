@@ -121,7 +121,8 @@ def similarity(image, entries, points, path):
   gammas = list(entries[0][1])
   count = len(points)
   columns = 1 + len(gammas) * count
-  size = (1.15 * columns + 0.9, 1.2 * len(entries) + 0.4)
+  room = _line_room(name for name, *_ in entries)
+  size = (1.15 * columns + 0.5 + room, 1.2 * len(entries) + 0.4)
   figure, axes = _grid(len(entries), columns, size, layout='compressed')
   every = [m for _, maps, _ in entries for m in maps.values()]
   limits = {'vmin': min(map(np.min, every)), 'vmax': 1.0}
@@ -180,7 +181,8 @@ def _components(images, entries, path):
   gammas = list(entries[0][1])
   block = 1 + len(gammas)
   columns = block * len(images)
-  size = (1.15 * columns + 0.5, 1.2 * len(entries) + 0.4)
+  room = _line_room(name for name, _ in entries)
+  size = (1.15 * columns + 0.2 + room, 1.2 * len(entries) + 0.4)
   figure, axes = _grid(len(entries), columns, size, layout='compressed')
   for line, (name, pictures) in zip(axes, entries, strict=True):
     _name_row(line[0], name)
@@ -337,6 +339,12 @@ def _short(encoder):
 def _room(names):
   """Returns the inches of the longest name."""
   return LETTER * max(len(_short(name)) for name in names)
+
+
+def _line_room(names):
+  """Returns the inches of the longest line of the names beside rows."""
+  lines = [line for name in names for line in _wrapped(name).split('\n')]
+  return LETTER * max(map(len, lines))
 
 
 def _name_row(axis, name):
