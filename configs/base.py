@@ -141,6 +141,11 @@ FIELDS = {
     'betas': fixed((0.9, 0.999), 'of AdamW'),
     'adam_eps': fixed(1e-8, 'of AdamW'),
     'weight_decay': fixed(0.0, 'of AdamW'),
+    'decayed': fixed(
+        'preset',
+        'matrices; all: biases and norms too, as torch; preset: all in'
+        ' irepa_released, matrices in the others',
+    ),
     'clip': fixed(1.0, '0 is off'),
     'ema': fixed((0.9999,), 'decays; the first is sampled from'),
     'accumulate': free(1, 'microbatches per step'),

@@ -253,6 +253,7 @@ def optimizer(config, records=IMAGENET, *, lr=None):
       betas=config.betas,
       eps=config.adam_eps,
       weight_decay=config.weight_decay,
+      decayed=decayed(config),
       clip=config.clip,
       warmup_steps=0 if callable(lr) else config.warmup_steps,
   )
@@ -262,6 +263,13 @@ def learning_rate(config, step):
   """Returns the rate with which a step, from 1, changes the weights."""
   rate = states.learning_rate(config.lr, config.warmup_steps)
   return float(rate(step - 1)) if callable(rate) else rate
+
+
+def decayed(config):
+  """Returns what weight decay acts on; the released trainer leaves it to torch."""
+  if config.decayed != 'preset':
+    return config.decayed
+  return 'all' if config.preset == 'irepa_released' else 'matrices'
 
 
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:

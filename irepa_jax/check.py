@@ -13,6 +13,7 @@ from irepa_jax.names.experiments import base
 
 CHOICES = {
     'attention': ('auto', 'xla', 'cudnn'),
+    'decayed': ('preset', 'matrices', 'all'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
@@ -128,7 +129,8 @@ def config(config):
 
 def guidance(scale, low, high):
   """Checks a guidance scale and its interval of t."""
-  _require(scale >= 1, 'guidance', scale, '1 (none) or more')
+  finite = 1 <= scale < math.inf
+  _require(finite, 'guidance', scale, '1 (none) or more')
   _require(
       0 <= low <= high <= 1,
       'guidance_low, guidance_high',

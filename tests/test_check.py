@@ -94,6 +94,8 @@ WRONG = [
     (dict(guidance_ends='half'), 'one of closed, open'),
     (dict(guidance=0.5), '1 .none. or more'),
     (dict(guidance=NAN), '1 .none. or more'),
+    (dict(guidance=float('inf')), '1 .none. or more'),
+    (dict(decayed='biases'), 'preset, matrices, all'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
     (dict(guidance_high=1.5), 'an interval'),
     (dict(objective='meanflow'), "did you mean 'mean_flow'"),

@@ -13,6 +13,7 @@ official_end_to_end.
 import contextlib
 import functools
 import json
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -36,10 +37,11 @@ from irepa_jax.models import just_image
 from irepa_jax.models import layers
 from irepa_jax.names import places
 from irepa_jax.runs import directory
+from irepa_jax.weights import adamw_state
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
-MOMENTS = {'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
 JIT_AVERAGES = ('model_ema1', 'model_ema2')
 AVERAGES = ('ema', *JIT_AVERAGES)
 JIT_PREFIX = 'net.'
@@ -146,29 +148,43 @@ class Sections(NamedTuple):
 def sections(content, batch_size=0):
   """Returns the Sections of a file that was read.
 
+  What is None counts as absent. Raises DataError for a file of another kind.
   batch_size: of the run, for files that count epochs (of ImageNet) alone.
   """
-  if all(isinstance(v, np.ndarray) for v in content.values()):
-    plain = _named(content)
+  content = state_dicts.mapping(content)
+  if not any(name in content for name in ('model', *AVERAGES)):
+    plain = _named(state_dicts.arrays(content))
     return Sections(plain, (plain,), None, list(plain), 0)
-  found = {k: _named(content[k]) for k in ('model', *AVERAGES) if k in content}
+  found = {
+      k: _named(state_dicts.arrays(content[k], f'`{k}`'))
+      for k in ('model', *AVERAGES)
+      if content.get(k) is not None
+  }
   if not found:
-    raise errors.DataError(
-        f'the file holds {sorted(map(str, content))[:6]}; neither a state dict'
-        ' nor a checkpoint with `model` or `ema`'
-    )
+    raise errors.DataError('the model and the averages of the file are None')
   model = next(iter(found.values()))
   averages = tuple(v for k, v in found.items() if k in AVERAGES) or (model,)
   opt, numbered = content.get('opt'), list(model)
-  if 'optimizer' in content:
+  if content.get('optimizer') is not None:
     opt, numbered = content['optimizer'], _by_decay(model)
+  return Sections(
+      model, averages, opt, numbered, _steps(content, opt, numbered, batch_size)
+  )
+
+
+def _steps(content, opt, numbered, batch_size):
+  """Returns the step of a file: stated, or of its optimiser, or its epochs."""
   steps = content.get('steps', content.get('step'))
-  if steps is None and opt:
-    steps = max((entry['step'] for entry in opt['state'].values()), default=0)
-  if steps is None:
-    epoch = build.IMAGENET // batch_size if batch_size else 0
-    steps = content.get('epoch', 0) * epoch
-  return Sections(model, averages, opt, numbered, int(steps))
+  if steps is not None:
+    return state_dicts.whole_number(steps, '`steps`')
+  if opt is not None:
+    saved = adamw_state.numbered(opt, numbered)
+    return max((entry['step'] for entry in saved.values()), default=0)
+  epoch = build.IMAGENET // batch_size if batch_size else 0
+  epochs = content.get('epoch')
+  if epochs is None:
+    return 0
+  return state_dicts.whole_number(epochs, '`epoch`') * epoch
 
 
 def _named(state_dict):
@@ -188,10 +204,9 @@ def _by_decay(model):
 
 def double_output(state_dict):
   """Whether the final layer returns twice the channels (the SiT release)."""
-  if 'x_embedder.proj.weight' not in state_dict:
-    return False
-  pixels = state_dict['x_embedder.proj.weight'].shape[1:]
-  return len(state_dict['final_layer.linear.bias']) == 2 * int(np.prod(pixels))
+  patch = np.shape(state_dict.get('x_embedder.proj.weight', ()))
+  bias = np.shape(state_dict.get('final_layer.linear.bias', ()))
+  return len(patch) == 4 and bias == (2 * math.prod(patch[1:]),)
 
 
 def looks_like(state_dict):
@@ -203,7 +218,8 @@ def looks_like(state_dict):
   kind = 'SiT' if embed('proj') is not None else 'JiT'
   first = embed('proj') if kind == 'SiT' else embed('proj1')
   last = embed('proj') if kind == 'SiT' else embed('proj2')
-  if not blocks or first is None or last is None:
+  whole = blocks and first is not None and last is not None
+  if not whole or first.ndim != 4 or last.ndim != 4:
     return 'no diffusion transformer'
   depth, width, patch = len(blocks), len(last), first.shape[2]
   names = [
@@ -228,6 +244,8 @@ def to_state(built, config, content):
       lambda: setup.init_state(built, config, jax.random.key(0))
   )
   missing = []
+  if file.averages[0] is file.model:
+    missing.append('the moving average, which starts as the model')
   params, *averages = (
       _with_projector(built, config, _params(built, config, part), missing)
       for part in (file.model, *file.averages[: len(config.ema)])
@@ -236,7 +254,7 @@ def to_state(built, config, content):
   averages += averages[-1:] * (len(config.ema) - len(averages))
   zeros = lambda tree: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), tree)
   optimiser = zeros(state.opt_state)
-  if file.opt:
+  if file.opt is not None:
     optimiser = optax.tree_utils.tree_set(
         optimiser, **_moments(built, file, params)
     )
@@ -290,7 +308,8 @@ def _meta(config, built, statistics):
   if config.end_to_end:  # they are in the state
     bias, scale = (), ()
   elif statistics:
-    bias, scale = autoencoders.read_statistics(statistics)
+    channels = built.autoencoder.channels
+    bias, scale = autoencoders.read_statistics(statistics, channels)
   if scale is None:
     raise errors.UsageError(
         f'the latent statistics of {config.autoencoder} are not published with'
@@ -339,9 +358,9 @@ def _with_projector(built, config, params, missing):
 
 def _moments(built, file, params):
   """Returns mu, nu and count; parameters are numbered as in the file."""
-  saved = {file.numbered[i]: entry for i, entry in file.opt['state'].items()}
+  saved = adamw_state.numbered(file.opt, file.numbered)
   moments = {}
-  for ours, theirs in MOMENTS.items():
+  for ours, theirs in adamw_state.MOMENTS.items():
     filled = {
         name: saved[name][theirs] if name in saved else np.zeros_like(value)
         for name, value in file.model.items()
@@ -350,5 +369,5 @@ def _moments(built, file, params):
     if not tree['projector']:
       tree['projector'] = jax.tree.map(np.zeros_like, params['projector'])
     moments[ours] = tree
-  count = max((int(entry['step']) for entry in saved.values()), default=0)
+  count = max((entry['step'] for entry in saved.values()), default=0)
   return moments | {'count': jnp.int32(count)}

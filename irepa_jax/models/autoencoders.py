@@ -11,6 +11,7 @@ import difflib
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.models import haar
@@ -19,6 +20,7 @@ from irepa_jax.models import vae
 from irepa_jax.models import vae_layouts
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,8 @@ F16D32 = {
 SAFETENSORS = 'diffusion_pytorch_model.safetensors'
 IREPA = 'REPA-E/iREPA-collections'
 
+STATISTICS = ('latents_bias', 'latents_scale')
+
 AUTOENCODERS = {
     'sd-vae-ft-mse': Autoencoder(
         'sd-vae-ft-mse',
@@ -158,8 +162,41 @@ def create(name, **overrides):
   return dataclasses.replace(entry, module=module)
 
 
-def read_statistics(path):
-  """Returns (bias, scale) per channel from an official latents-stats file."""
-  entries = files.read(path)
-  read = lambda key: tuple(float(value) for value in entries[key].ravel())
-  return read('latents_bias'), read('latents_scale')
+def read_statistics(path, channels=None):
+  """Returns (bias, scale) per channel from an official latents-stats file.
+
+  channels: that there must be. Raises DataError for anything else in the file.
+  """
+  content = files.read(path)
+  try:
+    entries = state_dicts.mapping(content)
+    bias, scale = (_per_channel(entries, name) for name in STATISTICS)
+  except errors.DataError as error:
+    raise errors.DataError(f'{path}: {error}') from error
+  if len({len(bias), len(scale), channels or len(bias)}) > 1:
+    raise errors.DataError(
+        f'{path} is for latents of {len(bias)} and {len(scale)} channels'
+        + (f', not of {channels}' if channels else '')
+    )
+  if not all(scale):
+    raise errors.DataError(f'{path}: latents_scale is {scale}; never 0')
+  return bias, scale
+
+
+def _per_channel(entries, name):
+  """Returns one of the two vectors as numbers."""
+  if name not in entries:
+    raise errors.DataError(
+        f'no {name} among {", ".join(sorted(entries)[:6]) or "nothing"};'
+        f' expected {" and ".join(STATISTICS)}'
+    )
+  try:
+    values = np.asarray(entries[name], np.float64).ravel()
+  except (TypeError, ValueError):
+    values = np.zeros(0)
+  if not values.size or not np.isfinite(values).all():
+    raise errors.DataError(
+        f'{name} is {state_dicts.kind(entries[name])}; expected finite numbers,'
+        ' one per channel'
+    )
+  return tuple(values.tolist())

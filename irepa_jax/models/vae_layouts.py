@@ -9,6 +9,7 @@ import re
 
 from irepa_jax import errors
 from irepa_jax.models import vae
+from irepa_jax.weights import state_dicts
 
 # What a file may hold beside the autoencoder: losses and optimiser averages.
 FOREIGN = (r'^loss\.', r'^model_ema\.')
@@ -22,7 +23,8 @@ def official_names(state_dict, levels):
   'vae', and the diffusers AutoencoderKL layout with either kind of attention.
   """
   for wrapper in WRAPPERS:
-    state_dict = state_dict.get(wrapper, state_dict)
+    state_dict = state_dicts.mapping(state_dict).get(wrapper, state_dict)
+  state_dict = state_dicts.arrays(state_dict)
   if not any('_blocks.' in key for key in state_dict):
     return dict(state_dict)
   renamed = {}
