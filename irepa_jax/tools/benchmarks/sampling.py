@@ -115,7 +115,7 @@ def sampler(built, config, mesh, batch_size, steps):
   @jax.jit
   def sample(model, noise, y):
     velocity = samplers.guided(
-        built.objective.as_velocity(build.network(built, {'model': model})),
+        built.objective.as_velocity(build.network(built.model, model)),
         y,
         scale=config.guidance,
         interval=(config.guidance_low, config.guidance_high),
