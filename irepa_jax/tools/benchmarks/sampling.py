@@ -119,6 +119,7 @@ def sampler(built, config, mesh, batch_size, steps):
         y,
         scale=config.guidance,
         interval=(config.guidance_low, config.guidance_high),
+        ends=config.guidance_ends,
         null_label=config.num_classes,
     )
     return samplers.SAMPLERS[config.sampler](
