@@ -151,8 +151,9 @@ def picture(draw):
 def described(source, shard, moments):
   """Returns the manifest of such a data set."""
   mean, std = np.split(np.float64(moments), 2, -1)
-  centre = mean.mean((0, 1))
-  spread = np.sqrt((mean**2 + std**2).mean((0, 1)) - centre**2)
+  centre = mean.mean((0, 1)) if source.moments else np.zeros(0)
+  spread = np.sqrt((mean**2 + std**2).mean((0, 1)) - mean.mean((0, 1)) ** 2)
+  spread = spread[: len(centre)]
   encoders = (manifests.Features('random', 'b' * 64, TOKENS),)
   return manifests.Manifest(
       count=COUNT,
