@@ -25,6 +25,7 @@ from irepa_jax.diffusion import samplers
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
 from irepa_jax.models import projector as projectors
+from irepa_jax.models import stack
 from irepa_jax.train import schedule
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
@@ -302,17 +303,8 @@ def network(module, weights):
   """
   return jax.tree_util.Partial(
       lambda weights, *inputs: module.apply({'params': weights}, *inputs),
-      gathered(module, weights),
+      stack.gathered(module, weights),
   )
-
-
-def gathered(module, params):
-  """Casts and gathers the matrices that no block gathers just before its use."""
-  if not module.gather:
-    return params
-  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
-  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
-  return params | module.gather(jax.tree.map(cast, outer))
 
 
 def targets(built, config, batch, frozen):
@@ -338,7 +330,7 @@ def align(built, coefficients, params, tokens, targets):
   """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
-  weights = gathered(built.projector, params['projector'])
+  weights = stack.gathered(built.projector, params['projector'])
   projected = built.projector.apply({'params': weights}, tokens)
   return alignment.alignment_loss(projected, targets, coefficients)
 

@@ -28,8 +28,9 @@ ROWS = REPLICA, DATA  # what splits the rows of a batch
 # Arrays with fewer elements stay whole: gathering them costs more than memory.
 LARGE = 2**14
 # Kernels of patch embeddings stay whole as well: they are small, and a product
-# of so few rows would be computed in a loop over shards instead.
-WHOLE = re.compile(r'(^|/)(patch_embed|x_embedder)/')
+# of so few rows would be computed in a loop over shards instead. So do position
+# tables, which encoders add in float32.
+WHOLE = re.compile(r'(^|/)(patch_embed|x_embedder)/|(^|/)pos_embed$')
 # Tensor parallelism by path; the number is the axis that `model` splits.
 MODEL_AXIS = (
     (r'attn/qkv/kernel$', 1),

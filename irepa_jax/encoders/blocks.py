@@ -74,9 +74,11 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x, angles=None):
     b, n, d = x.shape
-    qkv = Dense(3 * d, self.bias, self.dtype, name='qkv')(x)
-    qkv = qkv.reshape(b, n, 3, self.heads, -1)
-    q, k, v = (qkv[:, :, i] for i in range(3))  # [b n k h]
+    # A TPU would move one product into another layout to take it apart.
+    parts = 3 if self.platform == 'tpu' else 1
+    qkv = Dense(3 * d, self.bias, self.dtype, parts, name='qkv')(x)
+    qkv = [part.reshape(b, n, 3 // parts, self.heads, -1) for part in qkv]
+    q, k, v = (part[:, :, i] for part in qkv for i in range(3 // parts))
     if angles is not None:
       q, k = self._turned(q, angles), self._turned(k, angles)
     attend = attention(self.implementation, self.platform)
@@ -130,25 +132,40 @@ class SwiGLU(nn.Module):
 
 
 class Dense(nn.Module):
-  """Linear layer with a float32 kernel [i o], used in the compute dtype."""
+  """Linear layer with a float32 kernel [i o], used in the compute dtype.
+
+  With `parts` it returns a list of that many products, of parts of the kernel.
+  """
 
   features: int
   use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
+  parts: int = 0
 
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = None
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, shape[1:])
+    if not self.parts:
+      return self._product(x, kernel, bias)
+    split = lambda w: jnp.split(w, self.parts, axis=-1)
+    biases = split(bias) if self.use_bias else [None] * self.parts
+    return [
+        self._product(x, *pair)
+        for pair in zip(split(kernel), biases, strict=True)
+    ]
+
+  def _product(self, x, kernel, bias):
     x = jax.lax.dot_general(
         x.astype(self.dtype),
         kernel.astype(self.dtype),
         (((x.ndim - 1,), (0,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    if self.use_bias:
-      x = x + self.param('bias', nn.initializers.zeros, shape[1:])
-    return x.astype(self.dtype)
+    return (x if bias is None else x + bias).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -67,7 +67,9 @@ def attention_of_gpus(q, k, v):
   """cuDNN where it can; it takes neither float32 nor heads of any width."""
   unit, most = CUDNN_WIDTH
   fits = q.shape[-1] % unit == 0 and q.shape[-1] <= most
-  return (cudnn if fits and q.dtype == jnp.bfloat16 else fused.attention)(q, k, v)
+  return (cudnn if fits and q.dtype == jnp.bfloat16 else fused.attention)(
+      q, k, v
+  )
 
 
 CPU = Forms(

@@ -38,7 +38,9 @@ class Dense(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, shape[1:])
     arrays = (a.astype(self.dtype) for a in (x, kernel, bias))
     form = forms.of(self.platform)
-    return form.split(*arrays, self.parts) if self.parts else form.linear(*arrays)
+    return (
+        form.split(*arrays, self.parts) if self.parts else form.linear(*arrays)
+    )
 
 
 def cast(params, dtype):

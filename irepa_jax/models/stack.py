@@ -51,3 +51,15 @@ def run(block, weights, x, c, plan):
 def pin(x, plan):
   """Applies the plan's constraint on activations, if there is one."""
   return plan.constrain(x) if plan.constrain else x
+
+
+def gathered(module, params):
+  """Casts and gathers the matrices outside blocks, as `run` does with blocks.
+
+  module: has `dtype` and `gather`, of Plan.
+  """
+  if not module.gather:
+    return params
+  cast = lambda w: w.astype(module.dtype) if w.ndim > 1 else w
+  outer = {k: v for k, v in params.items() if not k.startswith('blocks_')}
+  return params | module.gather(jax.tree.map(cast, outer))

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
+from irepa_jax.encoders import blocks
 from irepa_jax.encoders import rotary
 
 OFFICIAL = {
@@ -131,3 +132,13 @@ def test_released_periods_are_rounded():
       [1, 1.3359375, 1.78125, 2.375, 3.15625, 4.21875, 5.625, 7.5, 10, 13.3125]
       + [17.75, 23.75, 31.625, 42.25, 56.25, 75],
   )
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_tpu_multiplies_by_parts_and_finds_the_same_tokens(bias):
+  block = blocks.Block(2, 32, qkv_bias=bias)
+  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+  variables = block.init(jax.random.key(1), x)
+  ours = block.clone(platform='tpu').apply(variables, x)
+  # float32 products of 8 and 32 numbers in another order.
+  np.testing.assert_allclose(ours, block.apply(variables, x), atol=5e-6)

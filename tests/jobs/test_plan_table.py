@@ -66,7 +66,11 @@ def test_a_table_ends_with_the_largest_items():
 def test_two_plans_stand_side_by_side_with_their_ratio():
   other = {'device': 'TPU v5 lite', 'estimate': {'step_ms': 150.0}, 'new': 1}
   text = plan_table.side_by_side(['a', 'b'], [REPORT, other])
-  rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[1:] if line}
+  rows = {
+      line.split()[0]: line.split()[1:]
+      for line in text.splitlines()[1:]
+      if line
+  }
   assert rows['estimate.step_ms'] == ['200.0', '150.0', '0.750']
   assert rows['fits'] == ['True', '-'] and rows['new'] == ['-', '1']
 

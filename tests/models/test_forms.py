@@ -149,7 +149,9 @@ def test_what_is_stored_of_a_block_on_a_tpu():
   names = forms.FORMS['tpu'].saved
   policy = jax.checkpoint_policies.save_only_these_names(*names)
   apply = lambda x: block.apply({'params': weights}, x, c)
-  pull = jax.eval_shape(lambda x: jax.vjp(jax.checkpoint(apply, policy=policy), x)[1], x)
+  pull = jax.eval_shape(
+      lambda x: jax.vjp(jax.checkpoint(apply, policy=policy), x)[1], x
+  )
   kept = sorted(leaf.shape for leaf in jax.tree.leaves(pull))
   inner = [s for s in kept if s[:1] == (b,) and s != (b, d)]
   assert sorted(inner) == sorted(
