@@ -14,6 +14,7 @@ BASE = [
     'absl-py',  # command-line flags
     'array-record',  # the record files of a data set
     'flax',  # linen modules, a notation for pure functions
+    'fsspec',  # data sets in buckets
     'grain>=0.2.18',  # input pipeline
     'huggingface-hub',  # weights by hub id, cached
     'jax>=0.10',

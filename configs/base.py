@@ -105,6 +105,32 @@ FIELDS = {
     'loss_eps': fixed(0.01, 'see loss_power'),
     'product_dtype': fixed('float32', 'of the derivative along the path'),
 
+    # End to end (REPA-E, arXiv 2504.10483): the autoencoder learns as well,
+    # from images. Steps count from 0.
+    'end_to_end': fixed(False, 'the VAE learns with the model'),
+    'vae_lr': fixed(1e-4, 'of the VAE'),
+    'vae_align_coefficient': fixed(1.5, 'of alignment in the loss of the VAE'),
+    'kl_weight': fixed(1e-6, 'of the posterior, summed over a latent'),
+    'perceptual_weight': fixed(1.0, 'of LPIPS; 0: none, and no file of it'),
+    'lpips_range': fixed('released', 'images doubled, minus 1; or unit'),
+    'adversarial_weight': fixed(0.1, '0: no discriminator'),
+    'discriminator_lr': fixed(1e-4, 'of the discriminator'),
+    'discriminator_start': fixed(0, 'the first step with its loss'),
+    'discriminator_groups': fixed(
+        1, 'of rows with batch statistics of their own; released: 8, the GPUs'
+    ),
+    'diffusion_start': fixed(0, 'before it the autoencoder learns alone'),
+    'freeze_vae_from': fixed(0, 'from it on the model learns alone; 0: never'),
+    'bn_momentum': fixed(0.1, 'of the statistics of the latents'),
+    'train_positions': fixed(False, 'the position table, as released'),
+    'vae_statistics': free(
+        '', "latents-stats file to start from; '' is those of the data set"
+    ),
+    'discriminator_weights': free('', "path or hub id; '' is random"),
+    'lpips_weights': free(
+        '', "VGG-16 and heads, path or hub id each; '' is the published ones"
+    ),
+
     # Optimiser: AdamW after clipping the global norm.
     'steps': free(400_000, 'of the whole run'),
     'lr': fixed(1e-4, 'after the warm-up'),
@@ -115,6 +141,11 @@ FIELDS = {
     'betas': fixed((0.9, 0.999), 'of AdamW'),
     'adam_eps': fixed(1e-8, 'of AdamW'),
     'weight_decay': fixed(0.0, 'of AdamW'),
+    'decayed': fixed(
+        'preset',
+        'matrices; all: biases and norms too, as torch; preset: all in'
+        ' irepa_released, matrices in the others',
+    ),
     'clip': fixed(1.0, '0 is off'),
     'ema': fixed((0.9999,), 'decays; the first is sampled from'),
     'accumulate': free(1, 'microbatches per step'),

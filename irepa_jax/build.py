@@ -24,7 +24,6 @@ from irepa_jax.diffusion import paths
 from irepa_jax.diffusion import samplers
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
-from irepa_jax.models import flops
 from irepa_jax.models import projector as projectors
 from irepa_jax.models import stack
 from irepa_jax.train import schedule
@@ -49,6 +48,8 @@ def experiment(config, mesh=None) -> Experiment:
   """Resolves every name of the config; raises UsageError on unknown ones."""
   check.config(config)
   autoencoder = models.autoencoder(config.autoencoder)
+  if config.end_to_end:  # no latents are stored: they move
+    autoencoder = autoencoder.moving()
   module = model(config, autoencoder, mesh)
   teachers = tuple(
       encoders.create(
@@ -202,7 +203,7 @@ def mean_flow(config, module, mesh, make=meanflow.MeanFlow, **settings):
       power=config.loss_power,
       eps=config.loss_eps,
       product=lambda apply: network(product, *jax.lax.stop_gradient(apply.args)),
-      shards=mesh.shape[sharding.DATA] if mesh else 1,
+      shards=sharding.row_parts(mesh) if mesh else 1,
       **settings,
   )
 
@@ -232,17 +233,17 @@ def times(config):
   )
 
 
-def optimizer(config, records=IMAGENET):
-  """Returns the optax transformation.
+def optimizer(config, records=IMAGENET, *, lr=None):
+  """Returns the optax transformation; lr: None is that of the config.
 
   records: of the data set, for a warm-up that is counted in epochs; they leave
   out the last incomplete batch.
   """
-  lr = config.lr
+  lr = config.lr if lr is None else lr
   if config.warmup_epochs or config.decay_steps:
     epoch = max(records // config.batch_size, 1)
     lr = schedule.make(
-        config.lr,
+        lr,
         warmup=round(config.warmup_epochs * epoch) or config.warmup_steps,
         from_zero=config.warmup_epochs > 0,
         decay=config.decay_steps,
@@ -253,6 +254,7 @@ def optimizer(config, records=IMAGENET):
       betas=config.betas,
       eps=config.adam_eps,
       weight_decay=config.weight_decay,
+      decayed=decayed(config),
       clip=config.clip,
       warmup_steps=0 if callable(lr) else config.warmup_steps,
   )
@@ -264,22 +266,30 @@ def learning_rate(config, step):
   return float(rate(step - 1)) if callable(rate) else rate
 
 
+def decayed(config):
+  """Returns what weight decay acts on; the released trainer leaves it to torch."""
+  if config.decayed != 'preset':
+    return config.decayed
+  return 'all' if config.preset == 'irepa_released' else 'matrices'
+
+
 def parts(built: Experiment, config, bias, scale) -> steps.Parts:
   """Returns the functions of a training step.
 
   bias, scale: per channel of x = (z - bias) * scale, from the data set.
   """
-  read = _latents if built.autoencoder.stored else _pixels
+  stored = built.autoencoder.stored
+  read = latents.of_moments if stored else latents.of_pixels
   return steps.Parts(
       latents=functools.partial(
           read, bias=np.float32(bias), scale=np.float32(scale)
       ),
-      targets=functools.partial(_targets, built, config),
+      targets=functools.partial(targets, built, config),
       draw=built.objective.draw,
       diffusion=lambda params, x, draw: built.objective.measured(
           network(built.model, params['model']), x, draw
       ),
-      align=functools.partial(_align, built, check.coefficients(config)),
+      align=functools.partial(align, built, check.coefficients(config)),
       optimizer=built.optimizer,
       ema=tuple(config.ema),
       group=built.objective.group,
@@ -297,21 +307,7 @@ def network(module, weights):
   )
 
 
-def _latents(batch, frozen, key, *, bias, scale):
-  del frozen
-  moments = batch['moments'].astype(jnp.float32)
-  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
-  z = latents.sample(moments, jax.random.normal(key, shape))
-  return latents.normalise(z, bias, scale)
-
-
-def _pixels(batch, frozen, key, *, bias, scale):
-  del frozen, key
-  x = batch['image'].astype(jnp.float32) / 127.5 - 1
-  return latents.normalise(x, bias, scale)
-
-
-def _targets(built, config, batch, frozen):
+def targets(built, config, batch, frozen):
   """Returns the encoders' tokens on the model's grid, normalised if asked."""
   if config.features == 'cached':
     tokens = batch.get('features', ())  # of no encoder
@@ -330,7 +326,8 @@ def _targets(built, config, batch, frozen):
   return tuple(resized)
 
 
-def _align(built, coefficients, params, tokens, targets):
+def align(built, coefficients, params, tokens, targets):
+  """Returns the weighted alignment of tokens with targets, []; 0 without."""
   if not targets:
     return jnp.zeros(())
   weights = stack.gathered(built.projector, params['projector'])
@@ -341,7 +338,8 @@ def _align(built, coefficients, params, tokens, targets):
 def make_sample(built: Experiment, config, bias, scale):
   """Returns sample(params, noise, y, keys) -> images [b H W 3] in [-1, 1].
 
-  params: {'model', 'decoder'}, of `sampling_weights`.
+  params: {'model', 'decoder'}, of `sampling_weights`; 'latents', (bias, scale),
+    takes the place of those given here.
   """
   sampler = samplers.SAMPLERS[config.sampler]
   path = paths.PATHS[config.path]
@@ -364,7 +362,7 @@ def make_sample(built: Experiment, config, bias, scale):
     )
     x = config.noise_scale * noise
     x = sampler(velocity, x, steps=config.sample_steps, path=path, key=keys)
-    z = latents.denormalise(x, bias, scale)
+    z = latents.denormalise(x, *params.get('latents', (bias, scale)))
     return built.autoencoder.decode(params['decoder'], z)
 
   return sample
@@ -381,20 +379,3 @@ def make_renderer(built: Experiment, config, mesh, bias, scale):
       quantise=config.quantise,
       mesh=mesh,
   )
-
-
-def train_flops(built: Experiment, config):
-  """Returns the FLOPs of a training step per image: backward is twice forward."""
-  forward = flops.model(built.model)
-  total = (3 + built.objective.passes) * forward
-  if built.projector:
-    total += 3 * flops.projectors(built.projector)
-  if config.features == 'online':
-    total += sum(map(encoder_flops, built.encoders))
-  return total
-
-
-def encoder_flops(encoder):
-  """Returns the FLOPs of one image; 0 where the table does not know them."""
-  sizes = dict(zip((256, 512), encoder.spec.gflops, strict=False))
-  return 1e9 * sizes.get(encoder.resolution, 0)

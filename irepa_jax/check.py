@@ -13,11 +13,13 @@ from irepa_jax.names.experiments import base
 
 CHOICES = {
     'attention': ('auto', 'xla', 'cudnn'),
+    'decayed': ('preset', 'matrices', 'all'),
     'dtype': ('float32', 'bfloat16'),
     'encoder_dtype': ('float32', 'bfloat16'),
     'features': ('online', 'cached'),
     'guidance_ends': ('closed', 'open'),
     'labels': ('random', 'balanced'),
+    'lpips_range': ('released', 'unit'),
     'loss_space': ('', 'v', 'x', 'eps'),
     'objective': ('flow_matching', 'mean_flow', 'improved_mean_flow'),
     'path': ('linear', 'cosine'),
@@ -33,19 +35,25 @@ CHOICES = {
 AT_LEAST = {
     'accumulate': 1,
     'adam_eps': 0,
+    'adversarial_weight': 0,
     'align_depth': 1,
     'batch_size': 1,
     'checkpoint_every': 1,
     'clip': 0,
     'data_threads': 0,
     'decay_steps': 0,
+    'diffusion_start': 0,
+    'discriminator_groups': 1,
+    'discriminator_start': 0,
     'eval_count': 1,
     'eval_every': 0,
     'eval_final_count': 0,
+    'freeze_vae_from': 0,
     'gamma': 0,
     'image_size': 1,
     'keep': 1,
     'keep_every': 0,
+    'kl_weight': 0,
     'log_every': 1,
     'lr_min': 0,
     'loss_eps': 0,
@@ -54,6 +62,7 @@ AT_LEAST = {
     'max_skipped': 1,
     'mesh_model': 1,
     'num_classes': 1,
+    'perceptual_weight': 0,
     'omega_largest': 1,
     'prefetch': 1,
     'profile_steps': 0,
@@ -62,6 +71,7 @@ AT_LEAST = {
     'sample_every': 0,
     'sample_steps': 1,
     'steps': 1,
+    'vae_align_coefficient': 0,
     'warmup_epochs': 0,
     'warmup_steps': 0,
     'watchdog_s': 0,
@@ -74,8 +84,21 @@ REST = {
 }
 SEEDS = -(2**31), 2**32 - 1  # JAX takes 32 bits of a seed
 KERNELS = (1, 3, 5, 7)
+# What the autoencoder and the model learn together with.
+END_TO_END = {
+    'objective': 'flow_matching',
+    'noise_scale': 1.0,
+    'warmup_epochs': 0,
+    'decay_steps': 0,
+}
 # Mean velocities are learnt, and sampled from, on the linear path alone.
-MEAN_FLOW = {'path': 'linear', 'prediction': 'v', 'sampler': 'euler'}
+MEAN_FLOW = {
+    'loss_space': '',
+    'noise_scale': 1.0,
+    'path': 'linear',
+    'prediction': 'v',
+    'sampler': 'euler',
+}
 
 
 def config(config):
@@ -96,6 +119,8 @@ def config(config):
   _optimiser(config)
   _pixels(config)
   _alignment(config)
+  if config.end_to_end:
+    _end_to_end(config)
   guidance(config.guidance, config.guidance_low, config.guidance_high)
   if config.objective != 'flow_matching':
     _mean_flow(config)
@@ -104,7 +129,8 @@ def config(config):
 
 def guidance(scale, low, high):
   """Checks a guidance scale and its interval of t."""
-  _require(scale >= 1, 'guidance', scale, '1 (none) or more')
+  finite = 1 <= scale < math.inf
+  _require(finite, 'guidance', scale, '1 (none) or more')
   _require(
       0 <= low <= high <= 1,
       'guidance_low, guidance_high',
@@ -233,6 +259,51 @@ def _alignment(config):
       'encoder_weights',
       repr(given),
       f'empty, or a path or hub id (or nothing) for each of the {count} encoders',
+  )
+
+
+def _end_to_end(config):
+  """Checks what only a trainer of the autoencoder as well is asked."""
+  _require(
+      str(config.model).startswith('SiT-'),
+      'model',
+      repr(config.model),
+      'a SiT with end_to_end: it takes latents',
+  )
+  _require(
+      config.accumulate == 1,
+      'accumulate',
+      config.accumulate,
+      '1 with end_to_end: batch statistics are those of the whole batch',
+  )
+  for field, wanted in END_TO_END.items():
+    _require(
+        config[field] == wanted,
+        field,
+        repr(config[field]),
+        f'{wanted!r} with end_to_end',
+    )
+  groups = config.discriminator_groups
+  _require(
+      config.batch_size > groups and config.batch_size % groups == 0,
+      'batch_size',
+      config.batch_size,
+      f'2 or more times discriminator_groups={groups}, as every group has batch'
+      ' statistics of its own',
+  )
+  for field in ('vae_lr', 'discriminator_lr'):
+    _require(config[field] > 0, field, config[field], 'above 0')
+  _require(
+      0 < config.bn_momentum <= 1,
+      'bn_momentum',
+      config.bn_momentum,
+      'above 0 and at most 1',
+  )
+  _require(
+      config.lpips_weights.count(',') == bool(config.lpips_weights),
+      'lpips_weights',
+      repr(config.lpips_weights),
+      'empty, or two paths or hub ids: VGG-16 and the heads, comma separated',
   )
 
 

@@ -27,6 +27,14 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+@pytest.fixture(scope='module')
+def fast_compile():
+  """Compiles with few optimisations: a fifth of the time, the same numbers."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture
 def golden():
   """Loads an oracle of tests/golden as a dict of arrays; meta is parsed."""

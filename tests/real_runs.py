@@ -139,13 +139,13 @@ def train(workdir, *flags, **settings):
     return run.output()
 
 
-def losses(workdir):
+def losses(workdir, names=COMPUTED):
   """Returns {step: what was computed in it} from metrics.jsonl."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   text = path.read_text() if path.exists() else ''
   lines = [json.loads(s) for s in text.split('\n')[:-1]]
   return {
-      line['step']: {name: line[name] for name in COMPUTED}
+      line['step']: {name: line[name] for name in names}
       for line in lines
       if 'loss' in line
   }

@@ -94,6 +94,8 @@ WRONG = [
     (dict(guidance_ends='half'), 'one of closed, open'),
     (dict(guidance=0.5), '1 .none. or more'),
     (dict(guidance=NAN), '1 .none. or more'),
+    (dict(guidance=float('inf')), '1 .none. or more'),
+    (dict(decayed='biases'), 'preset, matrices, all'),
     (dict(guidance_low=0.9, guidance_high=0.1), 'an interval'),
     (dict(guidance_high=1.5), 'an interval'),
     (dict(objective='meanflow'), "did you mean 'mean_flow'"),
@@ -113,6 +115,8 @@ WRONG_MEAN_FLOW = [
     (dict(sampler='heun'), "'euler' with objective=mean_flow"),
     (dict(path='cosine'), "'linear' with"),
     (dict(prediction='x'), "'v' with"),
+    (dict(loss_space='x'), "'' with"),
+    (dict(noise_scale=2.0), '1.0 with'),
     (dict(data_proportion=1.5), r'k / n in \[0, 1\]'),
     (dict(data_proportion=-0.25), r'k / n in \[0, 1\]'),
     (dict(data_proportion=0.77), 'n up to 16, as 0.75'),
@@ -200,18 +204,41 @@ def test_only_some_of_the_encoders_need_weights_of_their_own():
 def test_every_number_has_a_range_and_every_word_its_choices():
   free = {'seed', 'time_mean'}  # any integer, any number
   own = {
-      'align_coefficient', 'attn_dropout', 'betas', 'data_proportion',
-      'divisor_floor', 'ema', 'encoder_weights', 'guidance', 'guidance_high',
-      'guidance_low', 'kappa', 'label_dropout', 'lr', 'mesh_data',
-      'mesh_replica', 'noise_scale', 'omega', 'omega_high', 'omega_low',
-      'proj_dropout', 'projector_kernel', 'time_std',
+      'align_coefficient', 'attn_dropout', 'betas', 'bn_momentum',
+      'data_proportion', 'discriminator_lr', 'divisor_floor', 'ema',
+      'encoder_weights', 'guidance', 'guidance_high', 'guidance_low', 'kappa',
+      'label_dropout', 'lpips_weights', 'lr', 'mesh_data', 'mesh_replica',
+      'noise_scale', 'omega', 'omega_high', 'omega_low', 'proj_dropout',
+      'projector_kernel', 'time_std', 'vae_lr',
   }  # fmt: skip
   # Checked where they are used: names of parts, paths, hub ids, projects.
   names = {
-      'autoencoder', 'autoencoder_weights', 'data', 'encoder', 'evaluator',
-      'eval_inception', 'eval_reference', 'model', 'preset', 'wandb',
+      'autoencoder', 'autoencoder_weights', 'data', 'discriminator_weights',
+      'encoder', 'evaluator', 'eval_inception', 'eval_reference', 'model',
+      'preset', 'vae_statistics', 'wandb',
   }  # fmt: skip
   known = {*check.CHOICES, *check.AT_LEAST, *free, *own, *names}
   config = base.get_config()
   flags = {k for k, v in config.items() if isinstance(v, bool)}
   assert set(config) - flags == known
+
+
+@pytest.mark.parametrize(
+    'changes, line',
+    [
+        (dict(accumulate=2), 'accumulate is 2; it must be 1 with end_to_end'),
+        (dict(model='JiT-B/16'), 'a SiT with end_to_end'),
+        (dict(batch_size=1), 'batch_size is 1; it must be 2 or more'),
+        (dict(discriminator_groups=3), 'times discriminator_groups=3'),
+        (dict(vae_lr=0.0), 'vae_lr is 0.0; it must be above 0'),
+        (dict(bn_momentum=0.0), 'bn_momentum is 0.0'),
+        (dict(lpips_weights='vgg.pth'), 'two paths or hub ids'),
+        (dict(lpips_range='[0,1]'), 'lpips_range'),
+    ],
+)
+def test_what_cannot_be_trained_end_to_end_is_refused_in_one_line(
+    changes, line
+):
+  with pytest.raises(errors.UsageError) as caught:
+    check.config(changed(dict(end_to_end=True) | changes))
+  assert line in str(caught.value) and '\n' not in str(caught.value)

@@ -128,10 +128,16 @@ def state_of(name, preset):
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_every_experiment_builds_its_abstract_state(name, preset):
   config, state = get(name, preset), state_of(name, preset)
-  assert set(state.params) == {'model', 'projector'}
+  learned = {'vae', 'discriminator'} if config.end_to_end else set()
+  learned -= {'discriminator'} if not config.adversarial_weight else set()
+  assert set(state.params) == {'model', 'projector'} | learned
   assert bool(state.params['projector']) == (preset != 'none')
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
-  assert state.ema == (state.params,) * len(config.ema)
+  averaged = {k: v for k, v in state.params.items() if k not in learned}
+  if config.end_to_end:
+    bn = state.model_state['bn']
+    averaged['bn'] = {k: bn[k] for k in ('mean', 'var')}
+  assert state.ema == (averaged,) * len(config.ema)
 
 
 @pytest.mark.parametrize('preset', PRESETS)
@@ -356,3 +362,38 @@ def test_every_field_says_whether_a_run_may_go_on_with_another_value(name):
 
 def test_checks_are_of_fields():
   assert {*check.CHOICES, *check.AT_LEAST} <= set(base.FIELDS)
+
+
+REPA_E = {
+    'f8d4': ('sd-vae-f8d4', 'XL/2', 683_242_512, 83_653_863),
+    'f16d32_in': ('vae-f16d32', 'XL/1', 683_279_392, 69_836_067),
+    'f16d32_va': ('vae-f16d32', 'XL/1', 683_279_392, 69_836_067),
+}
+
+
+@pytest.mark.parametrize('vae', REPA_E)
+def test_repa_e_has_the_published_numbers_of_parameters(vae):
+  autoencoder, model, count, of_vae = REPA_E[vae]
+  config, state = get('repa_e_xl', f'repa_{vae}'), None
+  assert (config.autoencoder, config.model) == (autoencoder, f'SiT-{model}')
+  state = state_of('repa_e_xl', f'repa_{vae}')
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  params = state.params
+  assert size((params['model'], params['projector'])) == count
+  assert size(params['vae']) == of_vae
+  assert size(params['discriminator']) == 2_765_633
+
+
+def test_repa_e_presets_say_what_is_released():
+  released = get('repa_e_b', 'repa_released')
+  assert released.train_positions and released.discriminator_groups == 8
+  assert released.preset == 'repa' and released.align_coefficient == '0.5'
+  ours = get('repa_e_b', 'repa')
+  assert not ours.train_positions and ours.discriminator_groups == 1
+  assert get('repa_e_b', 'irepa_half_f8d4').align_coefficient == '0.5'
+  weights = dict(
+      vae_align_coefficient=1.5, kl_weight=1e-6, perceptual_weight=1.0,
+      adversarial_weight=0.1, discriminator_start=0, bn_momentum=0.1,
+      vae_lr=1e-4, discriminator_lr=1e-4, lr=1e-4, clip=1.0,
+  )  # fmt: skip
+  assert not {k: ours[k] for k, v in weights.items() if ours[k] != v}

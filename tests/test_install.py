@@ -168,3 +168,8 @@ def test_the_version_is_said_once():
   text = (ROOT / 'CITATION.cff').read_text()
   assert f'\nversion: {irepa_jax.__version__}\n' in text
   assert (ROOT / 'LICENSE').read_text().lstrip().startswith('Apache License')
+
+
+def test_messages_name_packages_that_can_be_installed():
+  for path in [*(ROOT / 'irepa_jax').rglob('*.py'), *ROOT.glob('docs/*.md')]:
+    assert 'irepa_jax[' not in path.read_text(), path

@@ -10,7 +10,7 @@ import importlib
 import itertools
 import logging
 import math
-import textwrap
+import re
 
 import numpy as np
 
@@ -35,7 +35,10 @@ STYLE = {
 }
 DPI = 150
 FEW = 10  # points, below which a bootstrap interval says nothing
-ROW_LABEL = 18  # characters that fit beside a picture
+ROW_LABEL = 22  # characters of a line beside a picture
+LETTER = 0.065  # inches of a letter beside an axis
+ACROSS = 6  # images in one figure of components
+PARTS = re.compile(r'[^-_.:@/+ ]*[-_.:@/+ ]*')  # where a name may be broken
 LABELS = {
     'lds': 'LDS',
     'cds': 'CDS',
@@ -68,7 +71,7 @@ def metrics(rows, path):
   names = list(dict.fromkeys(row['encoder'] for row in rows))
   drawn = [m for m in ('lds', 'cds', 'srss', 'rmsc') if m in rows[0]]
   gammas = list(dict.fromkeys(row['gamma'] for row in rows))
-  size = (2.1 * len(drawn) + 1.6, 0.28 * len(names) + 1.2)
+  size = (2.1 * len(drawn) + 0.7 + _room(names), 0.28 * len(names) + 1.2)
   figure, axes = _grid(1, len(drawn), size, sharey=True)
   for axis, metric in zip(axes[0], drawn, strict=True):
     for i, gamma in enumerate(gammas):
@@ -83,7 +86,7 @@ def metrics(rows, path):
           label=_gamma_label(gamma),
       )
     axis.set(xlabel=LABELS[metric], ylim=(len(names) - 0.5, -0.5))
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), map(_short, names))
   _legend_above(figure, axes[0, 0])
   return save(figure, path)
 
@@ -92,11 +95,13 @@ def metrics(rows, path):
 def decay(measured, path):
   """Draws the mean cosine of token pairs against their distance."""
   gammas = list(measured[0].profile)
-  figure, axes = _grid(1, len(gammas), (3.4 * len(gammas), 3.2), sharey=True)
+  room = _room(item.name for item in measured)
+  size = (2.8 * len(gammas) + room, max(3.2, 0.2 * len(measured) + 0.6))
+  figure, axes = _grid(1, len(gammas), size, sharey=True)
   for axis, gamma in zip(axes[0], gammas, strict=True):
     for item, style in zip(measured, _styles(), strict=False):
       profile = item.profile[gamma]
-      axis.plot(range(len(profile)), profile, label=item.name, **style)
+      axis.plot(range(len(profile)), profile, label=_short(item.name), **style)
     axis.set(
         xlabel='Manhattan distance (tokens)',
         title=_gamma_label(gamma),
@@ -116,13 +121,14 @@ def similarity(image, entries, points, path):
   gammas = list(entries[0][1])
   count = len(points)
   columns = 1 + len(gammas) * count
-  size = (1.15 * columns + 0.9, 1.2 * len(entries) + 0.4)
+  room = _line_room(name for name, *_ in entries)
+  size = (1.15 * columns + 0.5 + room, 1.2 * len(entries) + 0.4)
   figure, axes = _grid(len(entries), columns, size, layout='compressed')
   every = [m for _, maps, _ in entries for m in maps.values()]
   limits = {'vmin': min(map(np.min, every)), 'vmax': 1.0}
   for line, (name, maps, places) in zip(axes, entries, strict=True):
     _show(line[0], image)
-    line[0].set_ylabel(_wrapped(name), fontsize=7)
+    _name_row(line[0], name)
     for i, (y, x) in enumerate(points):
       line[0].plot(
           x * len(image),
@@ -157,15 +163,29 @@ def components(images, entries, path):
   """Draws the principal components of tokens beside each image.
 
   images: list of uint8 [s s 3]. entries: (name, {gamma: [colours [h w 3]]}),
-  a row each.
+  a row each. More images than fit become PATH_1, PATH_2 ...
   """
+  names = []
+  for i, start in enumerate(range(0, len(images), ACROSS)):
+    some = slice(start, start + ACROSS)
+    part = [
+        (name, {gamma: colours[some] for gamma, colours in pictures.items()})
+        for name, pictures in entries
+    ]
+    names += _components(images[some], part, f'{path}_{i}' if i else path)
+  return names
+
+
+def _components(images, entries, path):
+  """Draws the components of as many images as stand in one figure."""
   gammas = list(entries[0][1])
   block = 1 + len(gammas)
   columns = block * len(images)
-  size = (1.15 * columns + 0.5, 1.2 * len(entries) + 0.4)
+  room = _line_room(name for name, _ in entries)
+  size = (1.15 * columns + 0.2 + room, 1.2 * len(entries) + 0.4)
   figure, axes = _grid(len(entries), columns, size, layout='compressed')
   for line, (name, pictures) in zip(axes, entries, strict=True):
-    line[0].set_ylabel(_wrapped(name), fontsize=7)
+    _name_row(line[0], name)
     for i, image in enumerate(images):
       _show(line[i * block], image)
       for g, gamma in enumerate(gammas, start=1):
@@ -316,8 +336,32 @@ def _short(encoder):
   return name + at + source.rpartition('/')[2]
 
 
+def _room(names):
+  """Returns the inches of the longest name."""
+  return LETTER * max(len(_short(name)) for name in names)
+
+
+def _line_room(names):
+  """Returns the inches of the longest line of the names beside rows."""
+  lines = [line for name in names for line in _wrapped(name).split('\n')]
+  return LETTER * max(map(len, lines))
+
+
+def _name_row(axis, name):
+  """Writes a name to the left of a row of pictures, level."""
+  axis.set_ylabel(
+      _wrapped(name), fontsize=7, rotation=0, ha='right', va='center'
+  )
+
+
 def _wrapped(name):
-  return '\n'.join(textwrap.wrap(_short(name), ROW_LABEL))
+  """Breaks a name into lines, only where a word of it ends."""
+  lines = ['']
+  for part in PARTS.findall(_short(name)):
+    if lines[-1] and part and len(lines[-1]) + len(part) > ROW_LABEL:
+      lines.append('')
+    lines[-1] += part
+  return '\n'.join(line.rstrip() for line in lines)
 
 
 def _summary(found, count):

@@ -26,6 +26,7 @@ from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
 from irepa_jax.data import sources
+from irepa_jax.data import staging
 from irepa_jax.data import tree
 
 PHOTOS = 'sklearn:photos'
@@ -195,7 +196,7 @@ def mask_reader(kind, size):
 def _open(spec, size):
   if spec == PHOTOS:
     return dataclasses.replace(_open_files(_photos()), left_out='')
-  folder = pathlib.Path(spec)
+  folder = pathlib.Path(staging.local(spec))
   if (folder / manifests.NAME).is_file():
     return _open_data_set(folder, size)
   if folder.is_dir():

@@ -41,9 +41,9 @@ class Folder:
         for name in names
     }
     if not self._files:
+      held = f'holds no images but {tree.told(left_out)}'
       raise errors.DataError(
-          f'mask folder {folder} holds no images but'
-          f' {tree.told(left_out) or "nothing: it is empty"}'
+          f'mask folder {folder} {held if left_out else "is empty"}'
       )
 
   def __call__(self, name, pixels, size):

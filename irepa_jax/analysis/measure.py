@@ -39,7 +39,7 @@ class Measured(NamedTuple):
   values: {gamma: {metric: float32 [N]}}; NaN where undefined.
   profile: {gamma: mean cosine at distances 0..h + w - 2}.
   pooled: mean token of each image, float32 [N d].
-  kept: all tokens of the first images, float32 [k n d], for pictures.
+  kept: all tokens of some images, float32 [k n d], for pictures.
   """
 
   name: str
@@ -57,20 +57,20 @@ class Measured(NamedTuple):
 
 
 def measure(
-    representation, batches, *, gammas=(RAW, '0.6'), definition='code', keep=0
+    representation, batches, *, gammas=(RAW, '0.6'), definition='code', keep=()
 ):
   """Runs a representation over batches and returns Measured.
 
   gammas: spatial normalisations to measure after; RAW is before any.
   definition: of the metrics, a key of spatial.DEFINITIONS.
-  keep: first images whose tokens are kept.
+  keep: positions of the images whose tokens are kept.
   """
   parts, watch, kept = [], _Watch(), []
   for batch in batches:
     tokens = representation.encode(batch)
     _check(representation, tokens, batch)
-    missing = min(keep - sum(map(len, kept)), batch.count)
-    kept += [np.float32(tokens[:missing])] if missing or not kept else []
+    wanted = np.flatnonzero(np.isin(batch.index[: batch.count], keep))
+    kept += [np.float32(tokens[wanted])] if wanted.size or not kept else []
     masks = token_masks(batch.mask, representation.grid)
     part = {
         gamma: _values(tokens, masks, representation.grid, gamma, definition)

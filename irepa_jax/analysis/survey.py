@@ -15,6 +15,7 @@ stopped leaves what it has.
 import pathlib
 
 import jax
+import numpy as np
 import tqdm
 
 from irepa_jax import errors
@@ -56,7 +57,8 @@ def survey(
     definition: of the metrics, a key of spatial.DEFINITIONS.
     batch_size: images at a time, at most.
     points: (y, x) in fractions of the image, for the similarity maps.
-    drawn: images that are drawn; 0 makes no figures at all.
+    drawn: images that are drawn, evenly spaced over the pictures, so that they
+      are of several classes; 0 makes no figures at all.
     dpi: of the PNG figures; the PDF figures are vectors.
     settings: remembered in summary.json.
 
@@ -64,6 +66,7 @@ def survey(
     A list of measure.Measured.
   """
   out, measured = folder(out), []
+  shown = spread(len(pictures), drawn)
   if drawn:
     figures.require()
   for name, load in candidates:
@@ -73,13 +76,19 @@ def survey(
     )
     measured.append(
         measure.measure(
-            load(), batches, gammas=gammas, definition=definition, keep=drawn
+            load(), batches, gammas=gammas, definition=definition, keep=shown
         )
     )
     write_tables(measured, pictures, out, definition, settings or {})
   if drawn:
-    draw(measured, pictures, out, definition, points, drawn, dpi)
+    draw(measured, pictures, out, definition, points, shown, dpi)
   return measured
+
+
+def spread(count, drawn):
+  """Returns the positions of `drawn` of `count` images, evenly spaced."""
+  places = np.linspace(0, count - 1, min(drawn, count))
+  return tuple(places.round().astype(int).tolist())
 
 
 def folder(path):
@@ -112,12 +121,15 @@ def describe(measured, definition):
   return f'{rows}\n\n{report.text(ranked, columns)}'
 
 
-def draw(measured, pictures, out, definition, points, drawn, dpi):
-  """Writes the figures of a survey and returns their names."""
+def draw(measured, pictures, out, definition, points, shown, dpi):
+  """Writes the figures of a survey and returns their names.
+
+  shown: positions of the pictures whose tokens were kept.
+  """
   rows = report.rows(measured, definition)
   names = figures.metrics(rows, out / 'metrics', dpi=dpi)
   names += figures.decay(measured, out / 'decay', dpi=dpi)
-  images = [pictures.read(i)[0] for i in range(min(drawn, len(pictures)))]
+  images = [pictures.read(i)[0] for i in shown]
   for i, image in enumerate(images):
     entries = [_similarity_maps(item, i, points) for item in measured]
     names += figures.similarity(

@@ -13,6 +13,22 @@ import jax
 import jax.numpy as jnp
 
 
+def of_moments(batch, frozen, key, *, bias, scale) -> jax.Array:
+  """Returns the latents of a batch of stored moments, drawn with the key."""
+  del frozen
+  moments = batch['moments'].astype(jnp.float32)
+  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
+  z = sample(moments, jax.random.normal(key, shape))
+  return normalise(z, bias, scale)
+
+
+def of_pixels(batch, frozen, key, *, bias, scale) -> jax.Array:
+  """Returns the images of a batch, uint8, as floats in [-1, 1]."""
+  del frozen, key
+  x = batch['image'].astype(jnp.float32) / 127.5 - 1
+  return normalise(x, bias, scale)
+
+
 def sample(moments, noise) -> jax.Array:
   """Draws z [b h w c] = mean + std * noise from moments [b h w 2c]."""
   mean, std = jnp.split(moments.astype(jnp.float32), 2, axis=-1)

@@ -94,11 +94,11 @@ def read(folder):
 
 
 def check_local(folder):
-  """Raises DataError for a bucket: records are read from a mounted folder."""
+  """Raises DataError for a bucket: records are written to a local folder."""
   if '://' in str(file_names.check(folder)):
     raise errors.DataError(
-        f'data set {folder}: a bucket has to be mounted (gcsfuse) and given as'
-        ' a folder'
+        f'data set {folder}: records are written to a local or mounted folder;'
+        f' copy it then: gcloud storage cp -r FOLDER {folder}'
     )
 
 

@@ -26,6 +26,7 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import records
+from irepa_jax.data import staging
 
 ROUNDS = 4  # of grain's cipher over record indices
 CHUNK = 32  # records that a thread reads at once: nine times less overhead
@@ -37,11 +38,14 @@ HASH_THREADS = 8
 def load(folder, *, verify=False, skip_bad=False, view=None):
   """Opens a data set, checks its files, and returns a Dataset.
 
+  One in a bucket is copied to the local disk first (see staging).
+
   Every shard must have the size that the manifest states, and a sample of
   records the shapes and statistics; `verify` also compares all checksums;
   `skip_bad`: see `batches`. view(manifest) -> manifest leaves out what is not
   wanted, as manifests.of_images.
   """
+  folder = staging.local(folder)
   manifest = manifests.read(folder)
   manifest = view(manifest) if view else manifest
   check = records.check_hash if verify else records.check_size

@@ -34,6 +34,8 @@ FLOOR = 0.05
 DROPOUT = 3
 # Where a block drops, in the order in which it does.
 PLACES = ('attn_weights', 'attn_out', 'mlp_hidden')
+# Logit of t, above which t is 1 in float32; its exponential is still a number.
+ALL_NOISE = 80.0
 
 
 class Draw(NamedTuple):
@@ -69,7 +71,7 @@ def logit_normal(key, count, path, *, mean=0.0, std=1.0):
   On the linear path that is logit(t). A greater mean is more noise.
   """
   normal = jax.random.normal(key, (count,))
-  return path.time(jnp.exp(mean + std * normal))
+  return path.time(jnp.exp(jnp.minimum(mean + std * normal, ALL_NOISE)))
 
 
 def kept(keys, block, place, probability, shape):

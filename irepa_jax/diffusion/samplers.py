@@ -14,6 +14,7 @@ SiT (arXiv 2401.08740), ldm/samplers.py of iREPA.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -139,7 +140,7 @@ def guided(
     null_label: the label that stands for no class.
   """
   low, high = interval
-  if scale < 1:
+  if not 1 <= scale < math.inf:
     raise errors.UsageError(f'guidance scale is {scale}; 1 (none) or more')
   if not 0 <= low <= high <= 1:
     raise errors.UsageError(

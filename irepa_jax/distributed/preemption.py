@@ -18,6 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from irepa_jax import errors
+from irepa_jax.distributed import peers
 from irepa_jax.distributed import signals
 
 EXIT_STATUS = errors.TRY_AGAIN
@@ -47,6 +48,7 @@ class Preemption:
         for number in self._signals()
     }
     self.alive()
+    peers.at_end(self._show_stuck)
 
   def reached(self, step):
     """Whether to save and stop after this step: the same on all processes.
@@ -68,6 +70,7 @@ class Preemption:
 
   def alive(self):
     """Rearms the watchdog: call it where no step ends for a long time."""
+    self._seen = time.monotonic()
     if self._watchdog_s:
       faulthandler.dump_traceback_later(
           self._watchdog_s, exit=True, file=sys.__stderr__
@@ -76,8 +79,15 @@ class Preemption:
   def close(self):
     """Gives the signals back and disarms the watchdog."""
     faulthandler.cancel_dump_traceback_later()
+    self._watchdog_s = 0
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def _show_stuck(self):
+    """Prints the stacks where the watchdog of another process came first."""
+    silent = time.monotonic() - self._seen
+    if self._watchdog_s and silent > self._watchdog_s / 2:
+      faulthandler.dump_traceback(file=sys.__stderr__)
 
   def _signals(self):
     # With several processes SIGTERM belongs to the notifier in C++.

@@ -50,6 +50,12 @@ class Encoder:
     """Pixels along a side of what the network sees."""
     return self.module.example_inputs()[0].shape[1]
 
+  @property
+  def flops(self):
+    """FLOPs of one image; 0 where the table does not know them."""
+    sizes = dict(zip((256, 512), self.spec.gflops, strict=False))
+    return 1e9 * sizes.get(self.resolution, 0)
+
   def init(self, key):
     """Returns random parameters; {} for encoders without weights."""
     inputs = [jnp.zeros(i.shape, i.dtype) for i in self.module.example_inputs()]

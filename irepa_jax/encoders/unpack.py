@@ -15,6 +15,7 @@ from irepa_jax.encoders import layouts
 from irepa_jax.encoders import positions
 from irepa_jax.encoders import rotary
 from irepa_jax.weights import convert
+from irepa_jax.weights import state_dicts
 
 SHOWN = 3  # keys named in an error
 TABLE = 'pos_embed'
@@ -98,12 +99,16 @@ def unpack(names, state_dict, shapes, fresh):
 
 def recognise(names, state_dict):
   """Returns the layout that fits, the unwrapped tensors and their prefix."""
+  state_dict = state_dicts.mapping(state_dict)
   for layout in (layouts.LAYOUTS[name] for name in names):
     tensors = _repair(_unwrap(state_dict, layout.wrappers), layout.repairs)
     for prefix in layout.prefixes:
       keys = [k[len(prefix) :] for k in tensors if k.startswith(prefix)]
       if any(re.search(layout.marker, key) for key in keys):
         return layout, tensors, prefix
+  unwrapped = _bare(state_dict)
+  if unwrapped.keys() != state_dict.keys():
+    return recognise(names, unwrapped)
   seen = ', '.join(sorted(map(str, state_dict))[:SHOWN])
   raise errors.DataError(
       f'these are not weights in the layout {" or ".join(names)}; the first'
@@ -116,6 +121,18 @@ def _unwrap(state_dict, wrappers):
     if isinstance(state_dict.get(key), Mapping):
       return _unwrap(state_dict[key], wrappers)
   return state_dict
+
+
+def _bare(content):
+  """Returns a file without wrappers of torch.nn before its keys, at any depth."""
+  for value in content.values():
+    if isinstance(value, Mapping) and _has_wrapper(value):
+      return state_dicts.bare(value)
+  return state_dicts.bare(content)
+
+
+def _has_wrapper(content):
+  return any(state_dicts.WRAPPERS.match(str(key)) for key in content)
 
 
 def _repair(tensors, repairs):
@@ -221,6 +238,8 @@ def _value(layout, name, source, shape, find, fresh):
 def _entry(tensors, key, shape, loose):
   """Returns one tensor; raises DataError unless its shape is the right one."""
   array = tensors[key]
+  if not isinstance(array, np.ndarray):
+    raise errors.DataError(f'{key} is {state_dicts.kind(array)}, no array')
   found = np.shape(array)
   sized = len(shape) == len(found) and all(
       want in (-1, have) for want, have in zip(shape, found, strict=True)

@@ -1,16 +1,11 @@
-"""VGG-16 up to its fourth pooling: one token per 16 pixels.
-
-Simonyan and Zisserman 2015, arXiv 1409.1556; layers named as in torchvision.
-"""
+"""VGG-16 up to its fourth pooling: one token per 16 pixels."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from irepa_jax.encoders import vit
-
-# Widths of 3x3 convolutions; 0 is a 2x2 max pool.
-LAYERS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0)
+from irepa_jax.models import vgg
 
 
 class VGG(nn.Module):
@@ -20,7 +15,7 @@ class VGG(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   prefix = 0
-  width = LAYERS[-2]
+  width = vgg.LAYERS[-2]
 
   def at(self, resolution):
     """Returns the module for images of a size."""
@@ -35,12 +30,5 @@ class VGG(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    index = 0  # torchvision counts convolutions, ReLUs and pools
-    for width in LAYERS:
-      if not width:
-        x, index = nn.max_pool(x, (2, 2), (2, 2)), index + 1
-        continue
-      name = f'features_{index}'
-      x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name=name)(x))
-      index += 2
+    x = vgg.features(x, vgg.LAYERS, self.dtype)[-1]
     return x.reshape(len(x), -1, self.width).astype(jnp.float32)

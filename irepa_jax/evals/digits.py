@@ -60,17 +60,12 @@ def evaluate(images, labels):
   }
 
 
-def evaluator(round_trip):
-  """Returns evaluate with, beside its scores, those of the codec alone.
+def floor(round_trip):
+  """Returns the scores of the codec alone, on digits it is given.
 
-  round_trip(images uint8 [n 16 16 3]) -> the same, encoded and decoded. Adds
+  round_trip(images uint8 [n 16 16 3]) -> the same, encoded and decoded. Returns
   {'floor_accuracy', 'floor_frechet'}.
   """
-  floor = functools.cache(lambda: _floor(round_trip))
-  return lambda images, labels: evaluate(images, labels) | floor()
-
-
-def _floor(round_trip):
   _, real, labels = judge()
   found = evaluate(round_trip(digits.to_images(_square(WHITE * real))), labels)
   return {f'floor_{name}': value for name, value in found.items()}

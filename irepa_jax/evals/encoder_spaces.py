@@ -25,6 +25,7 @@ from irepa_jax import resize
 from irepa_jax.encoders import pixels
 from irepa_jax.evals import spaces
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
 DINOV2 = 'dinov2-vit-l'
 CLIP = 'clip-vit-L'
@@ -150,10 +151,11 @@ def pil_bicubic(images, side):
 
 def projection(path):
   """Reads the projection of CLIP's image part, [width embedding]."""
-  tensors = files.read(path)
+  tensors = state_dicts.mapping(files.read(path), str(path))
   for key, as_is in PROJECTIONS.items():
     if key in tensors:
-      matrix = np.asarray(tensors[key], np.float32)
+      only = state_dicts.arrays({key: tensors[key]}, str(path))
+      matrix = np.asarray(only[key], np.float32)
       return matrix if as_is else matrix.T
   raise errors.DataError(
       f'{path} holds no projection of CLIP ({", ".join(PROJECTIONS)}), which'

@@ -4,8 +4,8 @@ Its label, its first noise and the noise of every step come from
 fold_in(key(seed), i), so a seed gives the same images on any number of
 devices and processes and in batches of any size. Only products may round
 differently when they are split otherwise: on CPUs batches of 1 to 8 agree bit
-for bit, and in bfloat16 a mesh of 8 moves up to 3 % of the values by one level
-of 255. Batches go over the mesh, and every process receives the rows that its
+for bit in float32 alone; in bfloat16 they do not, and a mesh of 8 moves up to
+3 % of the values by one level of 255. Batches go over the mesh, and every process receives the rows that its
 own devices made.
 
   render = make_renderer(sample, seed=0, num_classes=1000, shape=(32, 32, 4))

@@ -28,6 +28,7 @@ from irepa_jax import errors
 from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
+from irepa_jax.data import staging
 from irepa_jax.data import tree
 from irepa_jax.distributed import processes
 
@@ -62,6 +63,8 @@ class ImageSet(NamedTuple):
 
 def open_(path) -> ImageSet:
   """Opens what the path holds; DataError in one line if that is no set."""
+  if staging.is_remote(path) and not str(path).endswith('.npz'):
+    return open_data(path)
   path = epath.Path(path)
   if path.suffix == '.npz':
     return open_npz(path)

@@ -33,6 +33,30 @@ def grid(images, *, columns=None, gap=2):
   return sheet
 
 
+def pairs(images, height, *, gap=2):
+  """Lays pairs [n 2 h w 3] out one above the other, down and then right.
+
+  height: pixels that the sheet may be high; at least one pair is shown.
+  """
+  high = 2 * images.shape[2] + 2 * gap
+  rows = min(max((height - gap) // high, 1), len(images))
+  columns = len(images) // rows
+  shown = images[: rows * columns].reshape(columns, rows, *images.shape[1:])
+  # [columns rows 2 h w 3] -> row by row
+  shown = shown.transpose(1, 2, 0, 3, 4, 5).reshape(-1, *images.shape[2:])
+  return grid(shown, columns=columns, gap=gap)
+
+
+def beside(left, right, *, gap=8):
+  """Puts two sheets uint8 [H W 3] beside each other, on white."""
+  height = max(len(left), len(right))
+  width = left.shape[1] + gap + right.shape[1]
+  sheet = np.full((height, width, left.shape[2]), WHITE, np.uint8)
+  sheet[: len(left), : left.shape[1]] = left
+  sheet[: len(right), left.shape[1] + gap :] = right
+  return sheet
+
+
 def write(path, image):
   """Writes one image uint8 [h w 3] as PNG."""
   buffer = io.BytesIO()

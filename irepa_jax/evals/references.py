@@ -9,8 +9,6 @@ KID the images.
 from typing import Any
 from typing import NamedTuple
 
-from etils import epath
-
 from irepa_jax import errors
 from irepa_jax.evals import image_sets
 from irepa_jax.evals import statistics
@@ -33,7 +31,7 @@ class Reference(NamedTuple):
 
 def open_(path) -> Reference:
   """Looks at a reference; DataError in one line if it is none."""
-  if epath.Path(path).suffix != '.npz':
+  if not str(path).endswith('.npz'):
     return Reference(str(path), None, {}, image_sets.open_(path))
   stored, meta = statistics.read(path)
   images = None

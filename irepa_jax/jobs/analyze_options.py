@@ -57,7 +57,7 @@ class Options:
       '0.5,0.5;0.2,0.2;0.75,0.5', 'Of similarity maps: y,x;y,x ...'
   )
   drawn: int = options.option(
-      2, 'Images in figures; 0: no figures.', lower_bound=0
+      2, 'Images in figures, evenly spaced; 0: no figures.', lower_bound=0
   )
   dpi: int = options.option(figures.DPI, 'Of the PNG figures.', lower_bound=1)
   results: str = options.option(

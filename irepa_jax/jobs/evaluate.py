@@ -22,6 +22,7 @@ from irepa_jax.evals import parts
 from irepa_jax.evals import references
 from irepa_jax.evals import spaces as spaces_lib
 from irepa_jax.evals import statistics
+from irepa_jax.jobs import reconstructions as trips
 from irepa_jax.jobs import sample
 from irepa_jax.jobs import saved_run
 from irepa_jax.names import places
@@ -40,6 +41,8 @@ def evaluate(
     step=None,
     ema=0,
     settings=None,
+    reconstructions=False,
+    lpips_weights='',
     **judging,
 ):
   """Scores samples or a run; returns the exit status, 75 when told to stop.
@@ -53,9 +56,17 @@ def evaluate(
     count, step, ema: images of a run, its checkpoint (None: the newest) and
       moving average.
     settings: fields of the configuration that replace those of the run.
+    reconstructions: instead of new images, those of the reference after a round
+      trip through the autoencoder of the run; lpips_weights: of
+      reconstructions.of_run.
     **judging: of open_judge.
   """
   _check_flags(samples, workdir, reference, write_reference, out, count)
+  if reconstructions and not (workdir and reference):
+    raise errors.UsageError(
+        '--reconstructions needs --workdir=RUN, whose autoencoder it is, and'
+        ' --reference with the images'
+    )
   _try_outputs(workdir, out, write_reference)
   run, images = None, None
   if workdir:
@@ -67,6 +78,10 @@ def evaluate(
     write_statistics(judge, write_reference)
   if images:
     of_images(judge, images, out)
+  elif reconstructions:
+    trips.of_run(
+        judge, run, step=step, ema=ema, lpips_weights=lpips_weights, out=out
+    )
   elif run:
     loaded = sample.load(run, judge.mesh, ema=ema, step=step)
     found = of_run(judge, run, loaded, count=count, out=out)

@@ -4,14 +4,16 @@ An official file is a dict of `model`, `ema` (state dicts), `opt` (the state of
 AdamW, moments by the position of a parameter), `args` and `steps`. That of JiT
 has two averages, `model_ema1` and `model_ema2`, `optimizer` and `epoch`, and
 the prefix `net.` before every name. A plain state dict, as the SiT release has
-it, is taken for both model and average. The
-official MeanFlow writes checkpoints of flax, which weights.flax_files turns into
-the same layout; they lack the position table, which is a constant.
+it, is taken for both model and average. The official MeanFlow writes checkpoints
+of flax, which weights.flax_files turns into the same layout; they lack the
+position table, which is a constant. Those of REPA-E hold more:
+official_end_to_end.
 """
 
 import contextlib
 import functools
 import json
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.checkpoints import manager
 from irepa_jax.distributed import sharding
+from irepa_jax.jobs import official_end_to_end
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.jobs import train
@@ -34,10 +37,11 @@ from irepa_jax.models import just_image
 from irepa_jax.models import layers
 from irepa_jax.names import places
 from irepa_jax.runs import directory
+from irepa_jax.weights import adamw_state
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
-MOMENTS = {'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
 JIT_AVERAGES = ('model_ema1', 'model_ema2')
 AVERAGES = ('ema', *JIT_AVERAGES)
 JIT_PREFIX = 'net.'
@@ -59,7 +63,8 @@ def import_(file, config, workdir, *, latent_statistics=''):
     built = built._replace(
         model=built.model.clone(out_channels=2 * built.model.channels)
     )
-  state, missing = to_state(built, config, content)
+  layout = official_end_to_end.to_state if config.end_to_end else to_state
+  state, missing = layout(built, config, content)
   shapes = setup.abstract(built, config, mesh).state
   meta = _meta(config, built, latent_statistics)
   with contextlib.ExitStack() as stack:
@@ -87,9 +92,22 @@ def export(workdir, out, *, ema=0, step=None):
   """
   places.try_file(out)
   run = saved_run.open_(workdir)
+  saved_run.check_ema(run, ema)
+  whole = not str(out).endswith('.safetensors')
+  read = _end_to_end if run.config.end_to_end else _plain
+  args = json.loads(run.config.to_json())
+  content = read(run, ema, step, args, whole)
+  if whole:
+    files.write_torch(out, content)
+  else:
+    name = next(name for name in AVERAGES if name in content)
+    files.write_safetensors(out, content[name])
+  print(f'{out}: step {content["steps"]}, {len(content["model"])} arrays')
+
+
+def _plain(run, ema, step, args, whole):
   mesh = sharding.make_mesh(allow_subset=True)
   average, meta = saved_run.load(run, mesh, ema=ema, step=step)
-  whole = not str(out).endswith('.safetensors')
   averages = [average]
   if whole and is_jit(run.built):
     averages = [
@@ -97,19 +115,24 @@ def export(workdir, out, *, ema=0, step=None):
         for i in range(len(run.config.ema))
     ]
   params, _ = saved_run.load_params(run, mesh, step=meta['step'])
-  content = from_state(
-      run.built,
-      params,
-      averages,
-      steps=meta['step'],
-      args=json.loads(run.config.to_json()),
+  return from_state(
+      run.built, params, averages, steps=meta['step'], args=args
   )
-  if whole:
-    files.write_torch(out, content)
-  else:
-    name = next(name for name in AVERAGES if name in content)
-    files.write_safetensors(out, content[name])
-  print(f'{out}: step {meta["step"]}, {len(content["model"])} arrays')
+
+
+def _end_to_end(run, ema, step, args, whole):
+  """Reads the whole state: such a file holds the optimisers as well."""
+  del whole
+  mesh = sharding.make_mesh(allow_subset=True)
+  shapes = setup.abstract(run.built, run.config, mesh).state
+  saved = train.open_checkpoints(run.config, run.workdir)
+  with contextlib.closing(saved):
+    found = saved.restore(shapes, step)
+  if found is None:
+    raise errors.CheckpointError(f'no checkpoint under {run.checkpoints}')
+  return official_end_to_end.from_state(
+      run.built, run.config, found[0], ema=ema, args=args
+  )
 
 
 class Sections(NamedTuple):
@@ -125,29 +148,43 @@ class Sections(NamedTuple):
 def sections(content, batch_size=0):
   """Returns the Sections of a file that was read.
 
+  What is None counts as absent. Raises DataError for a file of another kind.
   batch_size: of the run, for files that count epochs (of ImageNet) alone.
   """
-  if all(isinstance(v, np.ndarray) for v in content.values()):
-    plain = _named(content)
+  content = state_dicts.mapping(content)
+  if not any(name in content for name in ('model', *AVERAGES)):
+    plain = _named(state_dicts.arrays(content))
     return Sections(plain, (plain,), None, list(plain), 0)
-  found = {k: _named(content[k]) for k in ('model', *AVERAGES) if k in content}
+  found = {
+      k: _named(state_dicts.arrays(content[k], f'`{k}`'))
+      for k in ('model', *AVERAGES)
+      if content.get(k) is not None
+  }
   if not found:
-    raise errors.DataError(
-        f'the file holds {sorted(map(str, content))[:6]}; neither a state dict'
-        ' nor a checkpoint with `model` or `ema`'
-    )
+    raise errors.DataError('the model and the averages of the file are None')
   model = next(iter(found.values()))
   averages = tuple(v for k, v in found.items() if k in AVERAGES) or (model,)
   opt, numbered = content.get('opt'), list(model)
-  if 'optimizer' in content:
+  if content.get('optimizer') is not None:
     opt, numbered = content['optimizer'], _by_decay(model)
+  return Sections(
+      model, averages, opt, numbered, _steps(content, opt, numbered, batch_size)
+  )
+
+
+def _steps(content, opt, numbered, batch_size):
+  """Returns the step of a file: stated, or of its optimiser, or its epochs."""
   steps = content.get('steps', content.get('step'))
-  if steps is None and opt:
-    steps = max((entry['step'] for entry in opt['state'].values()), default=0)
-  if steps is None:
-    epoch = build.IMAGENET // batch_size if batch_size else 0
-    steps = content.get('epoch', 0) * epoch
-  return Sections(model, averages, opt, numbered, int(steps))
+  if steps is not None:
+    return state_dicts.whole_number(steps, '`steps`')
+  if opt is not None:
+    saved = adamw_state.numbered(opt, numbered)
+    return max((entry['step'] for entry in saved.values()), default=0)
+  epoch = build.IMAGENET // batch_size if batch_size else 0
+  epochs = content.get('epoch')
+  if epochs is None:
+    return 0
+  return state_dicts.whole_number(epochs, '`epoch`') * epoch
 
 
 def _named(state_dict):
@@ -167,10 +204,9 @@ def _by_decay(model):
 
 def double_output(state_dict):
   """Whether the final layer returns twice the channels (the SiT release)."""
-  if 'x_embedder.proj.weight' not in state_dict:
-    return False
-  pixels = state_dict['x_embedder.proj.weight'].shape[1:]
-  return len(state_dict['final_layer.linear.bias']) == 2 * int(np.prod(pixels))
+  patch = np.shape(state_dict.get('x_embedder.proj.weight', ()))
+  bias = np.shape(state_dict.get('final_layer.linear.bias', ()))
+  return len(patch) == 4 and bias == (2 * math.prod(patch[1:]),)
 
 
 def looks_like(state_dict):
@@ -182,7 +218,8 @@ def looks_like(state_dict):
   kind = 'SiT' if embed('proj') is not None else 'JiT'
   first = embed('proj') if kind == 'SiT' else embed('proj1')
   last = embed('proj') if kind == 'SiT' else embed('proj2')
-  if not blocks or first is None or last is None:
+  whole = blocks and first is not None and last is not None
+  if not whole or first.ndim != 4 or last.ndim != 4:
     return 'no diffusion transformer'
   depth, width, patch = len(blocks), len(last), first.shape[2]
   names = [
@@ -207,6 +244,8 @@ def to_state(built, config, content):
       lambda: setup.init_state(built, config, jax.random.key(0))
   )
   missing = []
+  if file.averages[0] is file.model:
+    missing.append('the moving average, which starts as the model')
   params, *averages = (
       _with_projector(built, config, _params(built, config, part), missing)
       for part in (file.model, *file.averages[: len(config.ema)])
@@ -215,7 +254,7 @@ def to_state(built, config, content):
   averages += averages[-1:] * (len(config.ema) - len(averages))
   zeros = lambda tree: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), tree)
   optimiser = zeros(state.opt_state)
-  if file.opt:
+  if file.opt is not None:
     optimiser = optax.tree_utils.tree_set(
         optimiser, **_moments(built, file, params)
     )
@@ -266,8 +305,11 @@ def is_jit(built):
 def _meta(config, built, statistics):
   """Returns the meta of an imported checkpoint: its data set is not known."""
   bias, scale = built.autoencoder.bias, built.autoencoder.scale
-  if statistics:
-    bias, scale = autoencoders.read_statistics(statistics)
+  if config.end_to_end:  # they are in the state
+    bias, scale = (), ()
+  elif statistics:
+    channels = built.autoencoder.channels
+    bias, scale = autoencoders.read_statistics(statistics, channels)
   if scale is None:
     raise errors.UsageError(
         f'the latent statistics of {config.autoencoder} are not published with'
@@ -316,9 +358,9 @@ def _with_projector(built, config, params, missing):
 
 def _moments(built, file, params):
   """Returns mu, nu and count; parameters are numbered as in the file."""
-  saved = {file.numbered[i]: entry for i, entry in file.opt['state'].items()}
+  saved = adamw_state.numbered(file.opt, file.numbered)
   moments = {}
-  for ours, theirs in MOMENTS.items():
+  for ours, theirs in adamw_state.MOMENTS.items():
     filled = {
         name: saved[name][theirs] if name in saved else np.zeros_like(value)
         for name, value in file.model.items()
@@ -327,5 +369,5 @@ def _moments(built, file, params):
     if not tree['projector']:
       tree['projector'] = jax.tree.map(np.zeros_like, params['projector'])
     moments[ours] = tree
-  count = max((int(entry['step']) for entry in saved.values()), default=0)
+  count = max((entry['step'] for entry in saved.values()), default=0)
   return moments | {'count': jnp.int32(count)}

@@ -58,7 +58,7 @@ def plan(config, slice_name='', slices=1, price=0.0):
   report = {'device': devices[0].device_kind, 'mesh': dict(mesh.shape)}
   report |= sizes(shapes)
   _say(f'{config.model} on {len(devices)} x {devices[0].device_kind}')
-  flops = build.train_flops(built, config)
+  flops = setup.train_flops(built, config)
   report['train_gflop_per_image'] = round(flops / 1e9, 1)
   if slice_name:
     _say('compiling the training step: seconds for small models, minutes for XL')

@@ -133,12 +133,8 @@ def _networks(source, options):
 def _with_statistics(model, path):
   if not path:
     return model
-  bias, scale = models.autoencoders.read_statistics(path)
-  if len(bias) != model.channels:
-    raise errors.DataError(
-        f'{path} is for latents of {len(bias)} channels, {model.name} has'
-        f' {model.channels}'
-    )
+  read = models.autoencoders.read_statistics
+  bias, scale = read(path, model.channels)
   return dataclasses.replace(model, bias=bias, scale=scale)
 
 

@@ -15,7 +15,8 @@ class Options:
 
   image_size: int = options.option(256, 'Side of the crop in pixels.')
   autoencoder: str = options.option(
-      'sd-vae-ft-mse', 'Its name; pixels (or none) keeps images alone.'
+      'sd-vae-ft-mse',
+      'Its name; pixels (or none) keeps images alone; haar drops colours.',
   )
   weights: str = options.option(
       '', 'Of the autoencoder: path or hub id; empty is its published source.'

@@ -8,9 +8,11 @@ to one without. config.evaluator names who scores:
            of Inception from config.eval_inception
 
 Images come from the first moving average with the run's seed, so that the
-images of all steps share their noise and labels.
+images of all steps share their noise and labels. Where the autoencoder learns
+as well, images of the data set and what it makes of them stand beside them.
 """
 
+import functools
 import math
 import os
 
@@ -28,6 +30,7 @@ from irepa_jax.evals import judge as judges
 from irepa_jax.evals import pictures
 from irepa_jax.evals import references
 from irepa_jax.evals import spaces
+from irepa_jax.jobs import reconstructions
 from irepa_jax.jobs import saved_run
 from irepa_jax.jobs import setup
 from irepa_jax.train import loop
@@ -38,11 +41,14 @@ BATCH = 256  # images at a time, or the batch of the run where that is smaller
 class Reports:
   """Makes grids and scores from a state."""
 
-  def __init__(self, built, config, mesh, manifest):
+  def __init__(self, built, config, mesh, data):
     """Opens all that is needed, so that what is missing is told at the start."""
     self._config = config
-    self._sampler = Sampler(built, config, mesh, manifest)
+    self._sampler = Sampler(built, config, mesh, data.manifest)
     self._evaluator = _evaluator(self._sampler)
+    self._reconstruct = None
+    if config.end_to_end and config.sample_every:
+      self._reconstruct = reconstructions.Reconstructions(built, data)
 
   def hooks(self, log, stop, workdir):
     """Returns the hooks of the loop."""
@@ -50,12 +56,18 @@ class Reports:
 
     def grid(state, step):
       images, _ = self._sampler.images(state, config.sample_count, stop, step)
+      made, figures = np.zeros((0,)), {}
+      if self._reconstruct:
+        made, figures = self._reconstruct(self._sampler.decoder(state), state)
       if processes.is_first() and len(images):
         sheet = pictures.grid(images, columns=self._columns())
+        if len(made):
+          sheet = pictures.beside(sheet, pictures.pairs(made, len(sheet)))
         path = os.path.join(workdir, 'samples', f'{step:07d}.png')
         pictures.write(path, sheet)
         log.images(step, 'samples', sheet)
         log.note(f'step {step}: samples in {path}')
+      return figures
 
     def scores(state, step):
       count = config.eval_count
@@ -92,8 +104,14 @@ class Sampler:
         built, config, mesh, manifest.bias, manifest.scale
     )
     self._decoder = None
-    if config.sample_every or config.eval_every:
+    if (config.sample_every or config.eval_every) and not config.end_to_end:
       self._decoder = setup.load_decoder(built, config, mesh)
+
+  def decoder(self, state):
+    """Returns the weights of the autoencoder, whole on every device."""
+    if not self.config.end_to_end:
+      return self._decoder
+    return setup.whole(state.params['vae'], self.mesh)
 
   def parts(self, state, count, stop, step, render=None):
     """Yields generate.Part of this process; fewer when told to stop."""
@@ -101,7 +119,7 @@ class Sampler:
     size = math.ceil(min(BATCH, self.config.batch_size, count) / unit) * unit
     return generate.generate(
         render or self.render,
-        setup.sampling_weights(self.built, state.ema[0], self._decoder),
+        setup.sampling_weights(self.built, state.ema[0], self.decoder(state)),
         range(count),
         batch_size=size,
         mesh=self.mesh,
@@ -112,12 +130,12 @@ class Sampler:
     """Returns (images, labels) on every process; fewer when told to stop."""
     return _gathered(list(self.parts(state, count, stop, step)), count)
 
-  def round_trip(self, images):
+  def round_trip(self, decoder, images):
     """Returns images uint8 [n h w 3] after the autoencoder and back."""
-    codec = self.built.autoencoder
-    mean, _ = np.split(codec.encode(self._decoder, images), 2, axis=-1)
+    codec, local = self.built.autoencoder, setup.local(decoder)
+    mean, _ = np.split(codec.encode(local, images), 2, axis=-1)
     quantise = generate.QUANTISE[self.config.quantise]
-    return np.asarray(quantise(codec.decode(self._decoder, mean)))
+    return np.asarray(quantise(codec.decode(local, mean)))
 
 
 class Digits:
@@ -127,15 +145,16 @@ class Digits:
 
   def __init__(self, sampler):
     self._sampler = sampler
-    self._evaluate = digits.evaluator(sampler.round_trip)
 
   def scores(self, state, step, count, stop, workdir):
     """Returns the scores of a state; none when told to stop."""
     del workdir
     images, labels = self._sampler.images(state, count, stop, step)
+    decoder = self._sampler.decoder(state)
     if not processes.is_first() or len(images) < count:
       return {}
-    return self._evaluate(images, labels)
+    trip = functools.partial(self._sampler.round_trip, decoder)
+    return digits.evaluate(images, labels) | digits.floor(trip)
 
 
 class Frechet:

@@ -14,7 +14,6 @@ from irepa_jax.data import manifest as manifests
 from irepa_jax.diffusion import paths
 from irepa_jax.distributed import sharding
 from irepa_jax.jobs import saved_run
-from irepa_jax.jobs import setup
 
 IMAGE_SIZE = 256  # where no run says otherwise
 
@@ -74,7 +73,7 @@ def candidate(run, mesh, pictures, block, t, *, step=None):
         name,
         model,
         params['model'],
-        clean_latents(run, mesh, pictures, meta['bias'], meta['scale']),
+        clean_latents(run, mesh, pictures, meta),
         t=t,
         path=paths.PATHS[run.config.path],
         seed=run.config.seed,
@@ -84,15 +83,16 @@ def candidate(run, mesh, pictures, block, t, *, step=None):
   return name, load
 
 
-def clean_latents(run, mesh, pictures, bias, scale):
+def clean_latents(run, mesh, pictures, meta):
   """Returns f(inputs.Batch) -> x [b h w c]: the mean of the posterior.
 
-  From the moments of a prepared data set, else from the images.
+  From the moments of a prepared data set, else from the images; meta: of the
+  checkpoint.
   """
   rows = sharding.batch_sharding(mesh)
   encode = None
   if not _check_data(run, pictures):
-    params = setup.load_decoder(run.built, run.config, mesh)
+    params = saved_run.load_decoder(run, mesh, meta)
     encode = jax.jit(run.built.autoencoder.encode)
 
   def latent(batch):
@@ -101,7 +101,7 @@ def clean_latents(run, mesh, pictures, bias, scale):
     else:
       moments = encode(params, jax.device_put(batch.image, rows))
     mean = jnp.split(moments, 2, axis=-1)[0]
-    return latents.normalise(mean, bias, scale)
+    return latents.normalise(mean, meta['bias'], meta['scale'])
 
   return latent
 

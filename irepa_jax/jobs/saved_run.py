@@ -10,6 +10,7 @@ from typing import NamedTuple
 from etils import epath
 import jax
 import ml_collections
+import numpy as np
 
 from irepa_jax import build
 from irepa_jax import check
@@ -103,18 +104,31 @@ def load_params(run: SavedRun, mesh, *, step=None):
   return _restore(run, mesh, 'params', step)
 
 
-def _restore(run, mesh, name, step):
+def _item(run, mesh, name, step):
   whole = lambda shapes: jax.tree.map(
       lambda _: sharding.replicated(mesh), shapes
   )
-  params, meta = manager.restore_item(
-      run.checkpoints, name, step=step, shard=whole
-  )
+  return manager.restore_item(run.checkpoints, name, step=step, shard=whole)
+
+
+def _restore(run, mesh, name, step):
+  params, meta = _item(run, mesh, name, step)
+  if 'bn' in params:  # the statistics of latents that have moved
+    bn = jax.tree.map(np.asarray, params['bn'])
+    meta |= {
+        'bias': bn['mean'].tolist(),
+        'scale': (1 / np.sqrt(bn['var'])).tolist(),
+    }
   return {'projector': {}} | params, meta
 
 
 def load_decoder(run: SavedRun, mesh, meta):
-  """Reads the autoencoder; refuses one with other weights than the latents'."""
+  """Reads the autoencoder: its own, where it has learned with the model.
+
+  Refuses one with other weights than the latents'.
+  """
+  if run.config.end_to_end:
+    return _item(run, mesh, 'params/vae', meta['step'])[0]
   autoencoder, source = run.built.autoencoder, run.config.autoencoder_weights
   if meta['autoencoder'] != autoencoder.name:
     raise errors.CheckpointError(

@@ -15,6 +15,8 @@ from irepa_jax import build
 from irepa_jax.distributed import processes
 from irepa_jax.distributed import sharding
 from irepa_jax.evals import generate
+from irepa_jax.jobs import end_to_end
+from irepa_jax.models import flops
 from irepa_jax.train import state as states
 from irepa_jax.train import step as steps
 
@@ -62,13 +64,17 @@ def abstract(built: build.Experiment, config, mesh) -> Shapes:
 
 
 def frozen_shapes(built: build.Experiment, config):
-  """Returns the weights of the encoders that run in the step, as shapes."""
-  if config.features == 'cached':
-    return ()
-  return tuple(
+  """Returns the weights that run in the step and do not learn, as shapes.
+
+  Those of the encoders; end to end those of LPIPS come last.
+  """
+  found = tuple(
       jax.eval_shape(encoder.init, jax.random.key(0))
-      for encoder in built.encoders
+      for encoder in _encoders(built, config)
   )
+  if config.end_to_end:
+    found += (end_to_end.lpips_shapes(built, config),)
+  return found
 
 
 def batch_shapes(built: build.Experiment, config):
@@ -83,10 +89,15 @@ def batch_shapes(built: build.Experiment, config):
         jax.ShapeDtypeStruct((rows, *feature_shape(e)), jnp.bfloat16)
         for e in built.encoders
     )
-  if built.encoders and config.features == 'online' or not built.autoencoder.stored:
+  if _encoders(built, config) or not built.autoencoder.stored:
     image = (rows, config.image_size, config.image_size, 3)
     shapes['image'] = jax.ShapeDtypeStruct(image, jnp.uint8)
   return shapes
+
+
+def _encoders(built, config):
+  """Returns the encoders that run in the step."""
+  return built.encoders if config.features == 'online' else ()
 
 
 def stored(built: build.Experiment, config):
@@ -105,8 +116,11 @@ def jit_step(built: build.Experiment, config, mesh, manifest):
 
   manifest: has bias and scale per channel of x = (z - bias) * scale.
   """
-  made = build.parts(built, config, manifest.bias, manifest.scale)
-  step = steps.make_step(made, accumulate=config.accumulate)
+  if config.end_to_end:
+    step = end_to_end.make_step(built, config, mesh)
+  else:
+    parts = build.parts(built, config, manifest.bias, manifest.scale)
+    step = steps.make_step(parts, accumulate=config.accumulate)
   state = abstract(built, config, mesh).state
   return jax.jit(
       step,
@@ -132,6 +146,18 @@ def compiled_together(step):
   return call if jax.process_count() > 1 else step
 
 
+def train_flops(built: build.Experiment, config):
+  """Returns the FLOPs of a training step per image: backward is twice forward."""
+  total = (3 + built.objective.passes) * flops.model(built.model)
+  if built.projector:
+    total += 3 * flops.projectors(built.projector)
+  if config.features == 'online':
+    total += sum(encoder.flops for encoder in built.encoders)
+  if config.end_to_end:
+    total += end_to_end.train_flops(built, config)
+  return total
+
+
 def keys(config):
   """Returns (key of the initialisation, key of the training steps)."""
   return jax.random.split(jax.random.key(config.seed))
@@ -149,6 +175,10 @@ def init_params(built: build.Experiment, key):
 def init_state(built: build.Experiment, config, key):
   """Returns the state before the first step."""
   params = init_params(built, key)
+  if config.end_to_end:
+    return end_to_end.init_state(
+        built, config, params, jax.random.fold_in(key, 1)
+    )
   return states.create(params, built.optimizer, tuple(config.ema))
 
 
@@ -158,18 +188,39 @@ def new_state(built: build.Experiment, config, shapes, key):
   return jax.jit(init, out_shardings=sharding.of(shapes))(key)
 
 
+def read_start(built: build.Experiment, config):
+  """Reads what a new state takes from files; {} where all of it is random."""
+  if config.end_to_end:
+    return end_to_end.read_start(built, config)
+  return {}
+
+
+def started(state, start, shapes):
+  """Puts what read_start has read into a new state."""
+  return end_to_end.started(state, start, shapes) if start else state
+
+
+def load_frozen(built: build.Experiment, config, mesh):
+  """Reads the weights that run in the step and do not learn, sharded."""
+  found = load_encoders(built, config, mesh)
+  if config.end_to_end:
+    params = end_to_end.load_lpips(built, config)
+    split = sharding.tree_shardings(params, mesh, fsdp=config.fsdp)
+    found += (sharding.put(params, split),)
+  return found
+
+
 def load_encoders(built: build.Experiment, config, mesh):
   """Reads the weights of the encoders that run in the step, sharded."""
-  shapes = frozen_shapes(built, config)
-  if not shapes:  # cached features, or no encoder
+  running = _encoders(built, config)
+  if not running:  # cached features, or no encoder
     return ()
+  shapes = frozen_shapes(built, config)[: len(running)]
   sources = config.encoder_weights.split(',') if config.encoder_weights else []
-  sources = sources or [None] * len(shapes)
+  sources = sources or [None] * len(running)
   loaded = tuple(
       encoder.load(source or None)
-      for encoder, source, _ in zip(
-          built.encoders, sources, shapes, strict=True
-      )
+      for encoder, source in zip(running, sources, strict=True)
   )
   split = sharding.tree_shardings(shapes, mesh, fsdp=config.fsdp)
   return sharding.put(loaded, split)
@@ -182,10 +233,28 @@ def load_decoder(built: build.Experiment, config, mesh):
   return sharding.put(params, whole)
 
 
+def whole(params, mesh):
+  """Returns weights that may be split as they are on every device of the mesh."""
+  put = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+  return jax.jit(lambda params: params, out_shardings=put)(params)
+
+
+def local(params):
+  """Returns weights that are whole on every device, on this process alone."""
+  return jax.tree.map(lambda x: jnp.asarray(x.addressable_data(0)), params)
+
+
 def sampling_weights(built: build.Experiment, params, decoder):
-  """Returns the weights of make_sample, the model's cast once to its dtype."""
+  """Returns the weights of make_sample, the model's cast once to its dtype.
+
+  Statistics of the latents among the parameters go before those of a data set.
+  """
   model = generate.cast(params['model'], built.model.dtype)
-  return {'model': model, 'decoder': decoder}
+  weights = {'model': model, 'decoder': decoder}
+  if 'bn' in params:
+    bn = params['bn']
+    weights['latents'] = (bn['mean'], jax.lax.rsqrt(bn['var']))
+  return weights
 
 
 def _init(module, key):

@@ -64,8 +64,9 @@ def run(config, workdir, *, check_only=False) -> int:
   """
   with contextlib.ExitStack() as stack:
     job = open_job(config, workdir, stack, check_only=check_only)
-    frozen = setup.load_encoders(job.built, config, job.mesh)
-    report = reports.Reports(job.built, config, job.mesh, job.data.manifest)
+    frozen = setup.load_frozen(job.built, config, job.mesh)
+    start = setup.read_start(job.built, config)
+    report = reports.Reports(job.built, config, job.mesh, job.data)
     if check_only:
       print('ok: configuration, mesh, run directory, data set, weights')
       return 0
@@ -73,7 +74,7 @@ def run(config, workdir, *, check_only=False) -> int:
     stack.callback(stop.close)
     checkpoints = open_checkpoints(config, workdir)
     stack.callback(checkpoints.close)
-    state, k_train = restore_or_create(job, checkpoints)
+    state, k_train = restore_or_create(job, checkpoints, start)
     first = int(state.step)
     if first >= config.steps:
       print(f'run already complete ({first}/{config.steps})')
@@ -185,7 +186,7 @@ def open_data(config, built, folder):
         'digits',
         folder,
         image_size=config.image_size,
-        autoencoder=config.autoencoder,
+        autoencoder='none' if config.end_to_end else config.autoencoder,
         image_format='png',
     )
   cached = config.features == 'cached' and bool(built.encoders)
@@ -212,7 +213,7 @@ def open_data(config, built, folder):
       autoencoder=config.autoencoder,
       encoders=[(encoder.name, '') for encoder in built.encoders],
       cached=config.features == 'cached',
-      images_needed=bool(built.encoders) and config.features == 'online',
+      images_needed='image' in setup.batch_shapes(built, config),
       flips=config.flips,
       **latents,
       drop_colours=config.get('drop_colours', False),
@@ -230,15 +231,17 @@ def open_checkpoints(config, workdir):
   )
 
 
-def restore_or_create(job, checkpoints):
-  """Returns (state, key of the steps): the newest whole checkpoint, or new."""
+def restore_or_create(job, checkpoints, start):
+  """Returns (state, key of the steps): the newest whole checkpoint, or new.
+
+  start: what a new state takes from files, of setup.read_start.
+  """
   k_init, k_train = setup.keys(job.config)
-  found = checkpoints.restore(job.shapes.state)
+  shapes = job.shapes.state
+  found = checkpoints.restore(shapes)
   if found is None:
-    return (
-        setup.new_state(job.built, job.config, job.shapes.state, k_init),
-        k_train,
-    )
+    state = setup.new_state(job.built, job.config, shapes, k_init)
+    return setup.started(state, start, shapes), k_train
   state, saved = found
   # An imported checkpoint does not know its data set.
   if saved['data'] not in ('', fingerprint(job.data.manifest)):
@@ -310,7 +313,7 @@ def meter(job):
   return throughput.Meter(
       batch_size=job.config.batch_size,
       total=job.config.steps,
-      flops_per_image=build.train_flops(job.built, job.config),
+      flops_per_image=setup.train_flops(job.built, job.config),
       peak=peak and peak * job.mesh.size,
   )
 

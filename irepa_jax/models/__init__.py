@@ -45,7 +45,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    'SiT': Family(sit.SiT, SIZES, PATCHES, ('qk_norm',)),
+    'SiT': Family(sit.SiT, SIZES, PATCHES, ('qk_norm', 'train_positions')),
     'JiT': Family(
         just_image.JiT, JIT_SIZES, JIT_PATCHES, ('attn_dropout', 'proj_dropout')
     ),

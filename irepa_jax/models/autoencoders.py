@@ -11,13 +11,16 @@ import difflib
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from irepa_jax import errors
 from irepa_jax.models import haar
 from irepa_jax.models import pixels
 from irepa_jax.models import vae
+from irepa_jax.models import vae_layouts
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Autoencoder:
 
   name: str
   module: nn.Module
-  source: str | None = None  # hub id; None: has no weights
+  source: str | None = None  # hub id; '': not published; None: no weights
   filename: str | None = None
   bias: tuple[float, ...] | None = None  # per channel of z
   scale: tuple[float, ...] | None = None
@@ -50,13 +53,21 @@ class Autoencoder:
   def from_torch(self, state_dict):
     """Converts the official or the diffusers layout, strictly."""
     levels = len(self.module.multipliers)
-    entries = vae.official_names(state_dict, levels)
-    return convert.from_torch(self.module, entries, drop=vae.FOREIGN)
+    entries = vae_layouts.official_names(state_dict, levels)
+    return convert.from_torch(self.module, entries, drop=vae_layouts.FOREIGN)
+
+  def moving(self):
+    """Returns it for a run in which it learns: no latents of it are stored."""
+    return dataclasses.replace(self, stored=False)
 
   def fetch(self, source=None):
     """Returns the local weight file of a path or hub id; default: its own."""
     if self.source is None:
       raise errors.UsageError(f'{self.name} has no weights; got {source!r}')
+    if not (source or self.source):
+      raise errors.UsageError(
+          f'no weights of {self.name} are published: give a path or hub id'
+      )
     return files.fetch(source or self.source, self.filename)
 
   def load(self, source=None):
@@ -93,6 +104,8 @@ F16D32 = {
 SAFETENSORS = 'diffusion_pytorch_model.safetensors'
 IREPA = 'REPA-E/iREPA-collections'
 
+STATISTICS = ('latents_bias', 'latents_scale')
+
 AUTOENCODERS = {
     'sd-vae-ft-mse': Autoencoder(
         'sd-vae-ft-mse',
@@ -117,6 +130,10 @@ AUTOENCODERS = {
     ),
     'vae-f16d32': Autoencoder(
         'vae-f16d32', vae.VAE(**F16D32), 'REPA-E/e2e-invae', 'e2e-invae-400k.pt'
+    ),
+    # For the digits of the quickstart: 16 pixels to 8x8x4.
+    'vae-digits': Autoencoder(
+        'vae-digits', vae.VAE(width=32, multipliers=(1, 1), blocks=1), ''
     ),
     'haar': Autoencoder('haar', haar.Haar(), grey=True),
     'pixels': Autoencoder(
@@ -145,8 +162,41 @@ def create(name, **overrides):
   return dataclasses.replace(entry, module=module)
 
 
-def read_statistics(path):
-  """Returns (bias, scale) per channel from an official latents-stats file."""
-  entries = files.read(path)
-  read = lambda key: tuple(float(value) for value in entries[key].ravel())
-  return read('latents_bias'), read('latents_scale')
+def read_statistics(path, channels=None):
+  """Returns (bias, scale) per channel from an official latents-stats file.
+
+  channels: that there must be. Raises DataError for anything else in the file.
+  """
+  content = files.read(path)
+  try:
+    entries = state_dicts.mapping(content)
+    bias, scale = (_per_channel(entries, name) for name in STATISTICS)
+  except errors.DataError as error:
+    raise errors.DataError(f'{path}: {error}') from error
+  if len({len(bias), len(scale), channels or len(bias)}) > 1:
+    raise errors.DataError(
+        f'{path} is for latents of {len(bias)} and {len(scale)} channels'
+        + (f', not of {channels}' if channels else '')
+    )
+  if not all(scale):
+    raise errors.DataError(f'{path}: latents_scale is {scale}; never 0')
+  return bias, scale
+
+
+def _per_channel(entries, name):
+  """Returns one of the two vectors as numbers."""
+  if name not in entries:
+    raise errors.DataError(
+        f'no {name} among {", ".join(sorted(entries)[:6]) or "nothing"};'
+        f' expected {" and ".join(STATISTICS)}'
+    )
+  try:
+    values = np.asarray(entries[name], np.float64).ravel()
+  except (TypeError, ValueError):
+    values = np.zeros(0)
+  if not values.size or not np.isfinite(values).all():
+    raise errors.DataError(
+        f'{name} is {state_dicts.kind(entries[name])}; expected finite numbers,'
+        ' one per channel'
+    )
+  return tuple(values.tolist())

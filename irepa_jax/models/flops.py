@@ -6,6 +6,8 @@ that. They are the numerator of MFU, so recomputation does not count.
 
 import math
 
+import jax
+
 
 def model(module):
   """Returns the FLOPs of a diffusion transformer for one image."""
@@ -51,3 +53,27 @@ def projectors(module):
       'conv': lambda width: module.kernel**2 * d * width,
   }[module.kind]
   return 2 * n * sum(map(each, module.widths))
+
+
+def counted(function, *shapes):
+  """Returns the FLOPs of the products and convolutions that a function makes.
+
+  shapes: of its arguments, trees of jax.ShapeDtypeStruct. Loops are not counted.
+  """
+  return sum(map(_of, jax.make_jaxpr(function)(*shapes).eqns))
+
+
+def _of(equation):
+  """Counts one equation of a trace, or all of the function that it calls."""
+  params, shapes = equation.params, [v.aval.shape for v in equation.invars]
+  if equation.primitive.name == 'conv_general_dilated':
+    outputs = shapes[1][params['dimension_numbers'].rhs_spec[0]]
+    each = math.prod(shapes[1]) // outputs
+  elif equation.primitive.name == 'dot_general':
+    (axes, _), _ = params['dimension_numbers']
+    each = math.prod(shapes[0][axis] for axis in axes)
+  else:
+    called = (getattr(v, 'jaxpr', v) for v in params.values())
+    inner = [e for v in called for e in getattr(v, 'eqns', ())]
+    return sum(map(_of, inner))
+  return 2 * each * equation.outvars[0].aval.size

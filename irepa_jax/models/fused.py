@@ -269,11 +269,11 @@ modulated_norm = differentiable(
 )
 
 
-@jax.custom_vjp
-def modulated_rms(x, gain, shift):
-  """RMSNorm of x [b n d] times gain [b d], float32, plus shift [b d]."""
+def _modulated_rms(x, gain, shift):
+  """RMSNorm of x [b n d] times gain [b d], plus shift [b d]; gain may be float32."""
   normed, _ = _rms(_float32(x))
-  return (normed * gain[:, None] + _float32(shift)[:, None]).astype(x.dtype)
+  out = normed * _float32(gain)[:, None] + _float32(shift)[:, None]
+  return out.astype(x.dtype)
 
 
 def _rms(x):
@@ -281,40 +281,63 @@ def _rms(x):
   return x * rate, rate
 
 
+def _rms_slope(x, t):
+  """Returns the derivative of RMSNorm along t; it is its own transpose."""
+  normed, rate = _rms(_float32(x))
+  return rate * (t - normed * jnp.mean(t * normed, -1, keepdims=True))
+
+
 def _modulated_rms_backward(saved, g):
   x, gain = saved
-  normed, rate = _rms(_float32(x))
+  normed, _ = _rms(_float32(x))
   g = _float32(g)
-  d_gain = jnp.sum(g * normed, 1)
+  d_gain = jnp.sum(g * normed, 1).astype(gain.dtype)
   d_shift = jnp.sum(g, 1).astype(x.dtype)
-  g = g * gain[:, None]
-  along = normed * jnp.mean(g * normed, -1, keepdims=True)
-  return (rate * (g - along)).astype(x.dtype), d_gain, d_shift
+  d_x = _rms_slope(x, g * _float32(gain)[:, None])
+  return d_x.astype(x.dtype), d_gain, d_shift
 
 
-modulated_rms.defvjp(
-    lambda x, gain, shift: (modulated_rms(x, gain, shift), (x, gain)),
-    _modulated_rms_backward,
+modulated_rms = differentiable(
+    _modulated_rms,
+    kept=(0, 1),
+    push=(
+        lambda s, t: _rms_slope(s[0], _float32(t)) * _float32(s[1])[:, None],
+        lambda s, t: _rms(_float32(s[0]))[0] * _float32(t)[:, None],
+        lambda s, t: _float32(t)[:, None],
+    ),
+    pull=_modulated_rms_backward,
 )
 
 
-@jax.custom_vjp
-def swiglu(x):
+def _swiglu(x):
   """SiLU(a) * b of the two halves of x [... 2h]."""
   a, b = jnp.split(_float32(x), 2, axis=-1)
   return (jax.nn.silu(a) * b).astype(x.dtype)
 
 
-def _swiglu_backward(x, g):
-  dtype, g = x.dtype, _float32(g)
+def _swiglu_slopes(x):
+  """Returns the derivatives of SiLU(a) * b by a and by b."""
   a, b = jnp.split(_float32(x), 2, axis=-1)
   gate = jax.nn.sigmoid(a)
-  slope = gate * (1 + a * (1 - gate))
-  d_x = jnp.concatenate([g * b * slope, g * a * gate], axis=-1)
-  return (d_x.astype(dtype),)
+  return b * gate * (1 + a * (1 - gate)), a * gate
 
 
-swiglu.defvjp(lambda x: (swiglu(x), x), _swiglu_backward)
+def _swiglu_forward(saved, t):
+  by_a, by_b = _swiglu_slopes(saved[0])
+  t_a, t_b = jnp.split(_float32(t), 2, axis=-1)
+  return by_a * t_a + by_b * t_b
+
+
+def _swiglu_backward(saved, g):
+  by_a, by_b = _swiglu_slopes(saved[0])
+  g = _float32(g)
+  d_x = jnp.concatenate([g * by_a, g * by_b], axis=-1)
+  return (d_x.astype(saved[0].dtype),)
+
+
+swiglu = differentiable(
+    _swiglu, kept=(0,), push=(_swiglu_forward,), pull=_swiglu_backward
+)
 
 
 def _gated_sum(x, gate, branch):

@@ -19,6 +19,7 @@ from irepa_jax.models import inception
 from irepa_jax.names import places
 from irepa_jax.weights import convert
 from irepa_jax.weights import files
+from irepa_jax.weights import state_dicts
 
 PUBLISHED = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -50,7 +51,8 @@ def fetch(source=None):
 
 def from_torch(state_dict):
   """Converts a state dict of pytorch-fid or torch-fidelity, strictly."""
-  return convert.from_torch(inception.Inception(), state_dict, drop=DROPPED)
+  arrays = state_dicts.arrays(state_dict)
+  return convert.from_torch(inception.Inception(), arrays, drop=DROPPED)
 
 
 def from_graph(constants):

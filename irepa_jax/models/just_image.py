@@ -146,7 +146,6 @@ class JiT(nn.Module):
         x = make(name=name)(x, c, None)
       return x
     block = make(parent=None)
-    cast = functools.partial(jax.tree.map, lambda w: w.astype(self.dtype))
 
     def apply(one, x, c):
       mine = functools.partial(keep, one['number']) if drops else None
@@ -154,7 +153,10 @@ class JiT(nn.Module):
 
     params = self.variables['params']
     each = [
-        {'weights': cast(params[name]), 'number': jnp.int32(i)}
+        {
+            'weights': layers.cast(params[name], self.dtype),
+            'number': jnp.int32(i),
+        }
         for i, name in names.items()
     ]
     return stack.run(apply, each, x, c, self._plan())

@@ -41,6 +41,7 @@ class SiT(nn.Module):
   durations: bool = False  # a second time embedding, of h
   guidances: bool = False  # embeddings of a scale of guidance and its interval
   align_depth: int = 8  # 1 is the first block
+  train_positions: bool = False  # the released REPA-E moves its table
   dtype: jnp.dtype = jnp.float32
   attention: str = 'auto'  # xla, cudnn
   platform: str = 'cpu'  # of forms.FORMS
@@ -89,8 +90,10 @@ class SiT(nn.Module):
   def _positions(self):
     table = layers.sincos_2d(self.width, self.size // self.patch)[None]
     # A parameter, so that it stands in the weights as in official ones.
-    fixed = self.param('pos_embed', lambda key: jnp.asarray(table))
-    return jax.lax.stop_gradient(fixed).astype(self.dtype)
+    positions = self.param('pos_embed', lambda key: jnp.asarray(table))
+    if not self.train_positions:
+      positions = jax.lax.stop_gradient(positions)
+    return positions.astype(self.dtype)
 
   def _plan(self):
     return stack.Plan(

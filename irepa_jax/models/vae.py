@@ -7,13 +7,9 @@ the middle (f16d32: also in its deepest level). Rombach et al. 2022, arXiv
 with temb_channels 0. Images are in [-1, 1].
 """
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from irepa_jax import errors
 
 GROUPS = 32
 EPSILON = 1e-6  # of every GroupNorm
@@ -29,6 +25,7 @@ class VAE(nn.Module):
   channels: int = 4
   attention_levels: tuple[int, ...] = ()
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False  # the gradient computes blocks again, stores their inputs
 
   TORCH_NAMES = ((r'\.mid\.(block|attn)\.', r'.mid.\1_'),)
 
@@ -39,6 +36,7 @@ class VAE(nn.Module):
         'blocks': self.blocks,
         'attention_levels': self.attention_levels,
         'dtype': self.dtype,
+        'remat': self.remat,
     }
     self.encoder = Encoder(2 * self.channels, **shape)
     self.decoder = Decoder(3, **shape)
@@ -74,8 +72,20 @@ class VAE(nn.Module):
 
 def posterior(mean_logvar):
   """Returns the mean and standard deviation, logvar clamped to [-30, 20]."""
+  mean, logvar = _clamped(mean_logvar)
+  return mean, jnp.exp(0.5 * logvar)
+
+
+def kl(mean_logvar):
+  """Returns the divergence of the posterior from a standard normal, [b]."""
+  mean, logvar = _clamped(mean_logvar)
+  terms = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
+  return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
+
+
+def _clamped(mean_logvar):
   mean, logvar = jnp.split(mean_logvar, 2, axis=-1)
-  return mean, jnp.exp(0.5 * jnp.clip(logvar, LOGVAR_MIN, LOGVAR_MAX))
+  return mean, jnp.clip(logvar, LOGVAR_MIN, LOGVAR_MAX)
 
 
 class Encoder(nn.Module):
@@ -87,6 +97,7 @@ class Encoder(nn.Module):
   blocks: int
   attention_levels: tuple[int, ...]
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
@@ -99,9 +110,10 @@ class Encoder(nn.Module):
           i in self.attention_levels,
           'downsample' if i < last else None,
           self.dtype,
+          self.remat,
           name=f'down_{i}',
       )(x)
-    x = Middle(self.dtype, name='mid')(x)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
     x = nn.silu(normalize(x, self.dtype, 'norm_out'))
     return conv(self.features, self.dtype, 'conv_out')(x)
 
@@ -115,11 +127,12 @@ class Decoder(nn.Module):
   blocks: int
   attention_levels: tuple[int, ...]
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, z):
     x = conv(self.width * self.multipliers[-1], self.dtype, 'conv_in')(z)
-    x = Middle(self.dtype, name='mid')(x)
+    x = Middle(self.dtype, self.remat, name='mid')(x)
     for i, multiplier in reversed(list(enumerate(self.multipliers))):
       x = Level(
           self.width * multiplier,
@@ -127,6 +140,7 @@ class Decoder(nn.Module):
           i in self.attention_levels,
           'upsample' if i > 0 else None,
           self.dtype,
+          self.remat,
           name=f'up_{i}',
       )(x)
     x = nn.silu(normalize(x, self.dtype, 'norm_out'))
@@ -141,13 +155,15 @@ class Level(nn.Module):
   attention: bool
   step: str | None
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
+    resblock, attention = parts(self.remat)
     for i in range(self.blocks):
-      x = ResBlock(self.width, self.dtype, name=f'block_{i}')(x)
+      x = resblock(self.width, self.dtype, name=f'block_{i}')(x)
       if self.attention:
-        x = Attention(self.dtype, name=f'attn_{i}')(x)
+        x = attention(self.dtype, name=f'attn_{i}')(x)
     if self.step:
       x = STEPS[self.step](self.width, self.dtype, name=self.step)(x)
     return x
@@ -184,13 +200,20 @@ class Middle(nn.Module):
   """Residual block, attention, residual block, all at the width of x."""
 
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
+    resblock, attention = parts(self.remat)
     width = x.shape[-1]
-    x = ResBlock(width, self.dtype, name='block_1')(x)
-    x = Attention(self.dtype, name='attn_1')(x)
-    return ResBlock(width, self.dtype, name='block_2')(x)
+    x = resblock(width, self.dtype, name='block_1')(x)
+    x = attention(self.dtype, name='attn_1')(x)
+    return resblock(width, self.dtype, name='block_2')(x)
+
+
+def parts(remat):
+  """Returns the modules of a level, which recompute themselves or not."""
+  return tuple(map(nn.remat, BLOCKS)) if remat else BLOCKS
 
 
 class ResBlock(nn.Module):
@@ -227,6 +250,9 @@ class Attention(nn.Module):
     return x + project('proj_out')(y)
 
 
+BLOCKS = (ResBlock, Attention)
+
+
 def normalize(x, dtype, name):
   """Group-normalises in float32; statistics by the two-pass formula."""
   norm = nn.GroupNorm(
@@ -239,56 +265,3 @@ def conv(width, dtype, name, kernel=3, strides=1, padding='SAME'):
   """Returns a square convolution; `SAME` pads as torch does at stride 1."""
   size = (kernel, kernel)
   return nn.Conv(width, size, strides, padding, dtype=dtype, name=name)
-
-
-# What a file may hold beside the autoencoder: losses and optimiser averages.
-FOREIGN = (r'^loss\.', r'^model_ema\.')
-WRAPPERS = ('state_dict', 'vae')
-
-
-def official_names(state_dict, levels):
-  """Returns the entries under the official (CompVis) names and shapes.
-
-  Accepts the official layout, alone or below 'state_dict' or (REPA-E runs)
-  'vae', and the diffusers AutoencoderKL layout with either kind of attention.
-  """
-  for wrapper in WRAPPERS:
-    state_dict = state_dict.get(wrapper, state_dict)
-  if not any('_blocks.' in key for key in state_dict):
-    return dict(state_dict)
-  renamed = {}
-  for key, value in state_dict.items():
-    name = key
-    for pattern, replacement in diffusers_names(levels):
-      name = re.sub(pattern, replacement, name)
-    if name in renamed:
-      raise errors.DataError(f'two tensors for {name!r}, one of them {key!r}')
-    linear = re.search(r'\.attn.*\.(q|k|v|proj_out)\.weight$', name)
-    if linear and value.ndim == 2:
-      value = value[:, :, None, None]  # a linear layer is a 1x1 convolution
-    renamed[name] = value
-  return renamed
-
-
-def diffusers_names(levels):
-  """Returns the renames from diffusers, which counts up levels from below."""
-  return (
-      (r'\.down_blocks\.', '.down.'),
-      *(
-          (rf'\.up_blocks\.{i}\.', f'.up.{levels - 1 - i}.')
-          for i in range(levels)
-      ),
-      (r'\.(down|up)samplers\.0\.', r'.\1sample.'),
-      (r'\.mid_block\.resnets\.0\.', '.mid.block_1.'),
-      (r'\.mid_block\.resnets\.1\.', '.mid.block_2.'),
-      (r'\.mid_block\.attentions\.0\.', '.mid.attn_1.'),
-      (r'\.resnets\.', '.block.'),
-      (r'\.attentions\.', '.attn.'),
-      (r'\.conv_shortcut\.', '.nin_shortcut.'),
-      (r'\.conv_norm_out\.', '.norm_out.'),
-      (r'\.group_norm\.', '.norm.'),
-      (r'\.(to_q|query)\.', '.q.'),
-      (r'\.(to_k|key)\.', '.k.'),
-      (r'\.(to_v|value)\.', '.v.'),
-      (r'\.(to_out\.0|proj_attn)\.', '.proj_out.'),
-  )

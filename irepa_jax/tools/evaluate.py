@@ -6,13 +6,17 @@
       --reference=VIRTUAL_imagenet256_labeled.npz
   python -m irepa_jax.tools.evaluate --reference=data/imagenet256 \\
       --write_reference=imagenet256.npz
+  python -m irepa_jax.tools.evaluate --workdir=runs/repa_e --reconstructions \\
+      --reference=data/imagenet256_val
 
 Samples are an ADM npz, a folder of images, a prepared data set, or a run: of a
 run the images are made first, and only their features are kept (tools.sample
 writes images). A killed command continues where it stopped. The reference is an
 npz with images or statistics, a folder, or a prepared data set. --spaces adds
 distances by other networks. The result, with every setting that moves a figure,
-is one JSON: --out, or in a run evaluations/STEP-COUNT-HASH.json.
+is one JSON: --out, or in a run evaluations/STEP-COUNT-HASH.json. With
+--reconstructions the images of the reference go through the autoencoder of the
+run: PSNR, LPIPS and the FID to themselves (rFID).
 """
 
 from absl import flags
@@ -34,6 +38,16 @@ OPTIONS = {
     'count': (flags.DEFINE_integer, 50_000, 'Images from the run.'),
     'step': (flags.DEFINE_integer, None, 'Checkpoint; default the newest.'),
     'ema': (flags.DEFINE_integer, 0, 'Which moving average, from 0.'),
+    'reconstructions': (
+        flags.DEFINE_bool,
+        False,
+        'Score the autoencoder of the run on the images of the reference.',
+    ),
+    'lpips_weights': (
+        flags.DEFINE_string,
+        '',
+        'VGG-16 and heads, comma separated; default the published files.',
+    ),
 }
 JUDGING = {
     'spaces': (

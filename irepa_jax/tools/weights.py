@@ -4,12 +4,15 @@
   python -m irepa_jax.tools.weights import FILE --config=configs/sit_xl.py:irepa \\
       --workdir=runs/imported
   python -m irepa_jax.tools.weights export --workdir=runs/xl --out=xl.pt
+  python -m irepa_jax.tools.weights vae --workdir=runs/repa_e --out=vae
   python -m irepa_jax.tools.weights encoder all [--markdown]
 
-`import` makes a run directory of an official iREPA, REPA, SiT, JiT or MeanFlow
-checkpoint: it can be sampled, and continued by irepa_jax.main. `export` writes
-the official layout: model, ema, args and steps to .pt (of JiT both averages),
-the average alone to .safetensors.
+`import` makes a run directory of an official iREPA, REPA, REPA-E, SiT, JiT or
+MeanFlow checkpoint: it can be sampled, and continued by irepa_jax.main. `export`
+writes the official layout: model, ema, args and steps to .pt (of JiT both
+averages), the average alone to .safetensors. `vae` writes the autoencoder of an
+end-to-end run: OUT.pt has the official names, any other OUT is a folder in the
+layout of diffusers.
 """
 
 from absl import flags
@@ -18,6 +21,7 @@ from irepa_jax import cli
 from irepa_jax import encoders
 from irepa_jax import errors
 from irepa_jax.jobs import official
+from irepa_jax.jobs import vae_files
 from irepa_jax.weights import listing
 
 
@@ -48,13 +52,16 @@ def main(args):
       )
     case ['export'] if v.workdir and v.out:
       official.export(v.workdir, v.out, ema=v.ema, step=v.step)
+    case ['vae'] if v.workdir and v.out:
+      vae_files.export(v.workdir, v.out, ema=v.ema, step=v.step)
     case ['encoder', name]:
       lines = encoders.table_markdown if v.markdown else encoders.table_text
       print('\n'.join(lines(None if name == 'all' else [name])))
     case _:
       raise errors.UsageError(
           'usage: weights show FILE | import FILE --config=FILE --workdir=DIR |'
-          ' export --workdir=RUN --out=FILE | encoder NAME; see --help'
+          ' export --workdir=RUN --out=FILE | vae --workdir=RUN --out=FILE |'
+          ' encoder NAME; see --help'
       )
   return 0
 

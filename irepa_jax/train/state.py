@@ -19,6 +19,7 @@ class TrainState(NamedTuple):
   opt_state: the state of optax.
   ema: one moving average of params per decay.
   skipped: [] int32, consecutive steps left out for NaN or infinity.
+  model_state: what a step moves without an optimiser, running statistics.
   """
 
   step: jax.Array
@@ -26,6 +27,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   ema: tuple[Params, ...]
   skipped: jax.Array
+  model_state: Any = ()
 
 
 def create(params, optimizer, ema_decays) -> TrainState:
@@ -48,13 +50,16 @@ def learning_rate(lr, warmup_steps=0):
 
 
 def make_optimizer(
-    *, lr, betas, eps, weight_decay, clip=0.0, warmup_steps=0
+    *, lr, betas, eps, weight_decay, decayed='matrices', clip=0.0, warmup_steps=0
 ) -> optax.GradientTransformation:
   """AdamW after clipping the global norm, as the released trainers use it.
 
   lr is a number, with `warmup_steps`, or a schedule(step), as of train.schedule.
   Position tables are constants that live among the parameters for the sake
-  of the file layout: weight decay leaves them alone, as do biases and norms.
+  of the file layout: weight decay leaves them alone.
+
+  decayed: 'matrices', without biases and norms, as JiT groups its parameters;
+    or 'all', as torch's AdamW does over model.parameters().
   """
   adamw = optax.adamw(
       learning_rate(lr, warmup_steps),
@@ -62,7 +67,7 @@ def make_optimizer(
       b2=betas[1],
       eps=eps,
       weight_decay=weight_decay,
-      mask=_decayed,
+      mask=MASKS[decayed],
   )
   return optax.chain(clip_by_global_norm(clip), adamw) if clip else adamw
 
@@ -82,6 +87,14 @@ def clip_by_global_norm(limit) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-def _decayed(params):
-  matrix = lambda path, p: p.ndim > 1 and 'pos_embed' not in str(path[-1])
-  return jax.tree_util.tree_map_with_path(matrix, params)
+def _trained(params):
+  trained = lambda path, p: 'pos_embed' not in str(path[-1])
+  return jax.tree_util.tree_map_with_path(trained, params)
+
+
+def _matrices(params):
+  matrix = lambda p, trained: trained and p.ndim > 1
+  return jax.tree.map(matrix, params, _trained(params))
+
+
+MASKS = {'matrices': _matrices, 'all': _trained}

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from irepa_jax import errors
+from irepa_jax.weights import state_dicts
 
 PROJECTORS = 'projectors.'
 SHOWN = 3  # names in one error
@@ -82,7 +83,7 @@ def from_official(model, projector, state_dict):
   for sampling, or where the file has none. Older files name the layers of an
   MLP projector without `projection_layer`.
   """
-  pairs = [(_current_name(k), v) for k, v in state_dict.items()]
+  pairs = [(_current_name(k), v) for k, v in state_dicts.bare(state_dict).items()]
   heads = {k: v for k, v in pairs if k.startswith(PROJECTORS)}
   body = {k: v for k, v in pairs if k not in heads}
   params = {'model': from_torch(model, body), 'projector': {}}
@@ -129,7 +130,7 @@ def unflatten(leaves):
 
 
 def _current_name(name):
-  name = name.removeprefix('module.').removeprefix('net.')
+  name = name.removeprefix('net.')
   # The time embedding of h = t - r is called after r in zhuyu-cs/MeanFlow.
   name = re.sub(r'^r_embedder\.', 'h_embedder.', name)
   return re.sub(r'^(projectors\.\d+)\.(\d)', r'\1.projection_layer.\2', name)

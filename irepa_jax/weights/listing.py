@@ -1,5 +1,7 @@
 """What a weight file holds, as lines of text."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from irepa_jax.weights import files
@@ -18,6 +20,13 @@ def describe(source):
 
 def lines(content, prefix=''):
   """Yields a line for each array by name, then for each section by name."""
+  if not isinstance(content, Mapping):
+    content = {'': content} if isinstance(content, np.ndarray) else content
+    if not isinstance(content, (dict, list, tuple)):
+      yield f'{prefix or "file"}: {content!r}'[:200]
+      return
+    if not isinstance(content, dict):
+      content = {str(i): value for i, value in enumerate(content)}
   arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray)}
   if arrays:
     count = sum(v.size for v in arrays.values())

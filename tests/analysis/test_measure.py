@@ -57,7 +57,7 @@ def test_tokens_of_a_batch_are_dropped_before_the_next_but_one():
     return found
 
   representation = measure.Representation('x', GRID, encode)
-  measure.measure(representation, batches(2), keep=1)
+  measure.measure(representation, batches(2), keep=(0,))
   assert len(alive) == N // 2 and not any(ref() is not None for ref in alive)
 
 
@@ -79,14 +79,16 @@ def test_streaming_equals_one_batch(size, definition):
 
 def test_values_are_the_metrics():
   tokens = smooth_tokens()
-  found = run(tokens, 4, keep=2)
+  found = run(tokens, 4, keep=(0, 1))
   np.testing.assert_allclose(found.values['']['lds'], spatial.lds(tokens, *GRID), atol=2e-6)
   normalised = alignment.spatial_norm(jnp.asarray(tokens), 0.6)
   np.testing.assert_allclose(
       found.values['0.6']['rmsc'], spatial.rmsc(normalised, *GRID), atol=2e-6
   )
   np.testing.assert_array_equal(found.kept, tokens[:2])
-  np.testing.assert_array_equal(run(tokens, 4, keep=7).kept, tokens[:7])
+  np.testing.assert_array_equal(run(tokens, 4, keep=range(7)).kept, tokens[:7])
+  some = (1, 4, 6)
+  np.testing.assert_array_equal(run(tokens, 4, keep=some).kept, tokens[list(some)])
   assert run(tokens, 4).kept.shape == (0, SIDE * SIDE, WIDTH)
 
 

@@ -364,3 +364,11 @@ def test_a_damaged_file_is_decoded_or_named(kind):
       assert images.crop(bytes(damaged), 8, 'none').pixels.shape == (8, 8, 3)
     except errors.DataError as error:
       assert 'unreadable' in str(error) or 'mode' in str(error)
+
+
+@pytest.mark.parametrize(
+    'shift, wanted', [((0, 0, 0), False), ((1, 0, 1), False), ((9, 0, 0), True)]
+)
+def test_a_tint_is_no_colour(shift, wanted):
+  grey = np.random.default_rng(0).integers(0, 240, (8, 8, 1), dtype=np.uint8)
+  assert images.coloured(grey + np.uint8(shift)) == wanted

@@ -87,6 +87,15 @@ def test_latents_that_would_not_have_unit_scale_are_refused(manifest, factor):
     manifests.check(manifest, bias=far, scale=manifest.scale)
 
 
+@pytest.mark.parametrize('count', [1, 7, 50])
+def test_dropped_colours_have_to_be_wanted(manifest, count):
+  coloured = dataclasses.replace(manifest, coloured=count)
+  with pytest.raises(errors.DataError, match=f'{count} of .* images have colours'):
+    manifests.check(coloured, drop_colours=False)
+  manifests.check(coloured, drop_colours=True)
+  manifests.check(manifest, drop_colours=False)
+
+
 def test_unknown_hashes_are_not_compared(manifest):
   manifests.check(manifest, autoencoder='tiny', autoencoder_sha256='')
   unknown = dataclasses.replace(manifest, autoencoder_sha256='')

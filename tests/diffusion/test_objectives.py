@@ -251,6 +251,20 @@ def test_distributions_of_time(name, path):
   np.testing.assert_allclose([ratio.mean(), ratio.std()], wanted, atol=0.03)
 
 
+@pytest.mark.parametrize('path', paths.PATHS)
+@pytest.mark.parametrize('mean', [-200.0, -90.0, 80.0, 90.0, 1000.0])
+def test_extreme_means_of_time_are_data_or_noise(mean, path):
+  path = paths.PATHS[path]
+  t = objectives.logit_normal(jax.random.key(0), 64, path, mean=mean)
+  np.testing.assert_allclose(t, float(mean > 0), atol=1e-6)
+
+
+def test_times_on_the_linear_path_are_a_sigmoid():
+  t = objectives.logit_normal(jax.random.key(1), 512, paths.linear, mean=2.0, std=9.0)
+  normal = jax.random.normal(jax.random.key(1), (512,))
+  np.testing.assert_allclose(t, jax.nn.sigmoid(2 + 9 * normal), rtol=1e-5)
+
+
 def test_draws_do_not_depend_on_the_sharding():
   objective = objectives.FlowMatching(null_label=7, dropout=True)
   x, y = jnp.zeros((8, 4, 4, 2)), jnp.zeros(8, jnp.int32)

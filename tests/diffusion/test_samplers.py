@@ -187,6 +187,9 @@ def test_the_interval_includes_its_ends():
     'guidance,message',
     [
         (dict(scale=0.5), 'scale is 0.5'),
+        (dict(scale=float('nan')), 'scale is nan'),
+        (dict(scale=float('inf')), 'scale is inf'),
+        (dict(scale=2.0, interval=(float('nan'), 1.0)), 'low <= high'),
         (dict(scale=2.0, interval=(0.8, 0.1)), 'low <= high'),
         (dict(scale=2.0, interval=(0.0, 1.5)), 'low <= high'),
     ],

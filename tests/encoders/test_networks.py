@@ -13,8 +13,8 @@ from irepa_jax import resize
 from irepa_jax.encoders import hiera
 from irepa_jax.encoders import sam
 from irepa_jax.encoders import unpack
-from irepa_jax.encoders import vgg
 from irepa_jax.encoders import zoo
+from irepa_jax.models import vgg
 
 TINY_SAM = sam.SAM(
     inner=32,

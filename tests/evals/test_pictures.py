@@ -37,3 +37,21 @@ def test_folder_holds_one_file_per_number(tmp_path):
   ]
   with PIL.Image.open(tmp_path / 'png/000012.png') as picture:
     np.testing.assert_array_equal(np.asarray(picture), x[2])
+
+
+def test_pairs_stand_one_above_the_other():
+  images = np.arange(3, dtype=np.uint8)[:, None, None, None, None]
+  images = np.tile(10 * images, (1, 2, 2, 2, 3))
+  images[:, 1] += 1
+  sheet = pictures.pairs(images, height=10, gap=1)  # room for one pair
+  assert sheet.shape == (7, 10, 3)
+  assert [int(sheet[1, 1 + 3 * i, 0]) for i in range(3)] == [0, 10, 20]
+  assert [int(sheet[4, 1 + 3 * i, 0]) for i in range(3)] == [1, 11, 21]
+
+
+def test_sheets_of_other_heights_stand_beside_each_other():
+  left, right = np.zeros((4, 3, 3), np.uint8), np.ones((6, 2, 3), np.uint8)
+  sheet = pictures.beside(left, right, gap=1)
+  assert sheet.shape == (6, 6, 3)
+  assert (sheet[:4, :3] == 0).all() and (sheet[:, 4:] == 1).all()
+  assert (sheet[4:, :3] == 255).all() and (sheet[:, 3] == 255).all()

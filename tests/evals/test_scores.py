@@ -172,7 +172,8 @@ def test_inception_score_bounds():
 
 @pytest.mark.parametrize('k, column', [(3, 0), (5, 1)])
 def test_precision_recall_equals_adm(adm, k, column):
-  found = scores.precision_recall(adm['ref_feats'], adm['sample_feats'], k)
+  real, fake = adm['ref_feats'], adm['sample_feats']
+  found = scores.precision_recall(real, fake, k, half=True)
   names = ('precision', 'recall')
   expected = [adm[f'pr/k3_k5_{name}'][column] for name in names]
   np.testing.assert_allclose(found, expected, atol=1e-12)
@@ -187,9 +188,29 @@ def test_half_precision_variant_equals_adm(adm):
   real, fake = adm['ref_feats'], adm['sample_feats']
   found = scores.precision_recall(real, fake, half=True)
   np.testing.assert_allclose(found, adm['pr/precision_recall_fp16'], atol=1e-12)
-  radii = scores._radii(jnp.asarray(real), 3, scores._half_distances)
-  # float16 has 11 bits; the order of its sums is the device's own.
-  np.testing.assert_allclose(radii, adm['pr/radii_ref_fp16'], rtol=4 * 2**-10)
+  for x, name in ((real, 'ref'), (fake, 'sample')):
+    radii = scores._radii(jnp.asarray(x), 3, scores._half_distances)
+    np.testing.assert_array_equal(radii, adm[f'pr/radii_{name}_fp16'])
+
+
+@pytest.mark.parametrize('scale', [1e-8, 3e-6, 6.1e-5, 1e-3, 1.0, 300.0, 65519.0, 7e4])
+def test_half_rounds_as_numpy_does(scale):
+  x = np.random.default_rng(0).normal(size=1000).astype(np.float32) * np.float32(scale)
+  with np.errstate(over='ignore'):
+    expected = x.astype(np.float16).astype(np.float32)
+  np.testing.assert_array_equal(jax.jit(scores._half)(x), expected)
+
+
+@pytest.mark.parametrize('width', [8, 20, 2048])
+def test_squares_of_any_width_are_summed_in_eight_lanes(width):
+  x = np.random.default_rng(width).gamma(0.4, 1, (6, width)).astype(np.float16)
+  lanes = np.zeros((6, 8), np.float16)
+  for i in range(0, width, 8):
+    part = x[:, i : i + 8]
+    lanes[:, : part.shape[1]] += part * part
+  expected = lanes.astype(np.float32).sum(1).astype(np.float16)
+  found = jax.jit(scores._half_squares)(x.astype(np.float32))
+  np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
 def test_half_precision_variant_falls_back_where_it_overflows(adm):

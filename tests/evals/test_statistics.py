@@ -192,3 +192,17 @@ def test_the_meta_is_plain_json(npz, mesh, tmp_path):
   statistics.write(tmp_path / 's.npz', summarise(npz, mesh), {'a': 1})
   with np.load(tmp_path / 's.npz') as arrays:  # no pickle
     assert json.loads(str(arrays[statistics.META]))['a'] == 1
+
+
+@pytest.mark.parametrize(
+    'widths',
+    [{'inception/pool': 64}, {'inception/spatial': 1}, {'x/pool': 8}],
+)
+def test_features_of_another_width_are_refused_before_the_work(tmp_path, widths):
+  d = {'inception/pool': 2048, 'inception/spatial': 2023, 'x/pool': 7}
+  fits = {n: (np.zeros(k), np.eye(k)) for n, k in d.items()}
+  statistics.write(tmp_path / 'r.npz', statistics.Summary(9, fits, {}), {})
+  opened = references.open_(tmp_path / 'r.npz')
+  references.check_widths(opened, d | {'y/pool': 3})
+  with pytest.raises(errors.DataError, match='features of .* of another network'):
+    references.check_widths(opened, widths)

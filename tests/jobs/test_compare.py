@@ -1,6 +1,7 @@
 """Tables and curves of several runs."""
 
 import json
+import sys
 
 import pytest
 
@@ -53,3 +54,53 @@ def test_runs_of_one_preset_that_differ_are_named_by_folder(tmp_path):
 def test_a_folder_that_is_no_run(tmp_path):
   with pytest.raises(errors.UsageError, match='is not a run'):
     compare.compare([tmp_path], tmp_path / 'out', metrics=METRICS)
+
+
+@pytest.fixture
+def two(tmp_path):
+  return [
+      write(tmp_path / 'a', 'none', 0, {100: 0.25, 200: 0.5}),
+      write(tmp_path / 'b', 'irepa', 0, {100: 0.5}),
+  ]
+
+
+@pytest.mark.parametrize(
+    'metrics, steps, message',
+    [
+        (('eval/acuracy',), (), "no run has a metric 'eval/acuracy' .did you mean"),
+        (('fid',), (), "no run has a metric 'fid'; they have eval/accuracy"),
+        (('',), (), "no run has a metric ''"),
+        (METRICS, (300,), 'accuracy at step 300; it is there at 100, 200'),
+        (METRICS, (100, 7), 'accuracy at step 7;'),
+    ],
+)
+def test_what_no_run_has_is_refused(two, tmp_path, metrics, steps, message):
+  with pytest.raises(errors.UsageError, match=message):
+    compare.compare(two, tmp_path / 'out', metrics=metrics, steps=steps)
+  assert not list(tmp_path.glob('out.*'))
+
+
+def test_runs_of_different_length_are_told_unless_steps_are_named(two, tmp_path):
+  text = compare.compare(two, tmp_path / 'out', metrics=METRICS)
+  assert text.endswith('different steps (100, 200): --steps compares them.')
+  same = compare.compare(two, tmp_path / 'out', metrics=METRICS, steps=[100])
+  assert 'different' not in same
+
+
+def test_without_matplotlib_there_is_a_table(two, tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  assert '0.50' in compare.compare(two, tmp_path / 'out', metrics=METRICS)
+  assert 'no plot: pip install matplotlib' in capsys.readouterr().out
+  assert not (tmp_path / 'out.png').exists()
+
+
+@pytest.mark.parametrize('out', ['none/deep/x', 'a.b', '.hidden'])
+def test_the_table_is_written_wherever_it_is_wanted(two, tmp_path, out):
+  text = compare.compare(two, tmp_path / out, metrics=METRICS)
+  assert (tmp_path / f'{out}.md').read_text() == text + '\n'
+
+
+@pytest.mark.parametrize('config', ['{}', '{"seed": 1}', '{"model": "SiT-B/2"}'])
+def test_a_config_that_lacks_fields_has_their_defaults(two, tmp_path, config):
+  (two[0] / 'config.json').write_text(config)
+  assert '0.50' in compare.compare(two, tmp_path / 'out', metrics=METRICS)

@@ -117,6 +117,7 @@ def test_a_plain_sit_file_with_twice_the_channels(files):
   wide = built._replace(model=built.model.clone(out_channels=8))
   state, missing = official.to_state(wide, config, plain)
   assert missing == [
+      'the moving average, which starts as the model',
       'the projector, which is new',
       'the moments of AdamW, which start from zero',
   ]

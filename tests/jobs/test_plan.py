@@ -54,6 +54,22 @@ def test_a_program_that_cannot_be_read_back_has_no_text(caplog):
   assert 'no count of collectives: INTERNAL: not parsed' in caplog.text
 
 
+@pytest.mark.parametrize(
+    'report, available, fits',
+    [
+        ({'arguments_gib': 1.3, 'temporaries_gib': 5.5}, 15.75, 'yes'),
+        ({'arguments_gib': 9.0, 'temporaries_gib': 7.0}, 15.75, 'no: less'),
+        ({'arguments_gib': 1.3, 'temporaries_gib': 5.5}, None, 'unknown'),
+        ({}, 15.75, 'perhaps'),
+        ({'state_gib_per_device': 16.0}, 15.75, 'no: less'),
+    ],
+)
+def test_a_verdict_is_given(report, available, fits):
+  zero = {'state_gib_per_device': 0.5, 'encoders_gib_per_device': 0.1}
+  told = plan.verdict(zero | report, available)
+  assert told['fits'].startswith(fits)
+
+
 @pytest.mark.skipif(
     not importlib.util.find_spec('libtpu'), reason='needs pip install libtpu'
 )

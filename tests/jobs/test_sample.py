@@ -112,3 +112,47 @@ def test_an_autoencoder_with_other_weights_is_refused(
   )
   with pytest.raises(errors.CheckpointError, match='sha256 abc'):
     saved_run.load_decoder(opened, None, {'autoencoder_sha256': 'abc'})
+
+
+@pytest.mark.parametrize(
+    'changes', [{'guidance': 2.0}, {'seed': 3}, {'sampler': 'euler'}, {'ema': 1}]
+)
+def test_finished_images_do_not_give_way_to_others(
+    run_directory, tmp_path, changes, monkeypatch
+):
+  settings = dict(count=2, batch_size=8)
+  told = sample.described(
+      saved_run.open_(run_directory),
+      sample.Loaded(None, {'step': 2, 'autoencoder_sha256': ''}, 0),
+  )
+  (tmp_path / 'a.npz').write_bytes(b'finished')
+  (tmp_path / 'a.json').write_text(json.dumps(told | {'count': 2}))
+  made = []
+  monkeypatch.setattr(sample, 'fill', lambda *_, **__: made.append(1))
+  name = next(iter(changes))
+  with pytest.raises(errors.UsageError, match=f'a.npz is there .*{name}.*--over'):
+    run(run_directory, tmp_path / 'a', **settings, **changes)
+  run(run_directory, tmp_path / 'a', **settings)  # the same ones again
+  run(run_directory, tmp_path / 'a', overwrite=True, **settings, **changes)
+  assert len(made) == 2
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"count": 2'])
+def test_images_of_unknown_settings_stay(run_directory, tmp_path, text):
+  (tmp_path / 'a.npz').write_bytes(b'finished')
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(errors.UsageError, match='a.npz is there already'):
+    run(run_directory, tmp_path / 'a', count=2)
+  assert (tmp_path / 'a.npz').read_bytes() == b'finished'
+
+
+@pytest.mark.parametrize('place', ['/dev/null/x', 'file/x', '/proc/x/y'])
+def test_outputs_are_tried_before_the_work(
+    run_directory, tmp_path, place, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'file').touch()
+  monkeypatch.setattr(sample, 'load', lambda *_, **__: pytest.fail('loaded'))
+  for out in ({'out': place}, {'png_folder': place, 'out': 'a'}):
+    with pytest.raises(errors.UsageError, match='cannot be written'):
+      sample.sample(run_directory, count=2, **out)

@@ -39,9 +39,13 @@ WAYS = {
     'path': ('linear', 'cosine'),
     'prediction': ('v', 'x', 'eps'),
     'time': ('uniform', 'lognormal', 'logit_normal'),
+    'loss_space': ('', 'v', 'x', 'eps'),
+    'objective': ('flow_matching',),  # the others: MEAN_FLOWS
+    'product_dtype': ('float32',),
     # Data, devices, the run directory.
     'flips': (False, True),
     'skip_bad': (True, False),
+    'drop_colours': (True, False),
     'verify_data': (False, True),
     'fsdp': (False, True, True, False),
     'mesh_data': (1, 2, -1),
@@ -53,10 +57,16 @@ WAYS = {
     'labels': ('random', 'balanced'),
     'sampler': ('euler', 'heun', 'euler_maruyama'),
     'guidance': (1.0, 2.0),
+    'guidance_ends': ('open', 'open', 'closed', 'closed'),
     'quantise': ('truncate', 'round'),
     'evaluator': ('fid', '', 'digits'),
 }
 ELSEWHERE = {'attention': ('cudnn',), 'allow_subset': (False,)}
+# They differentiate along the path, which leaves other fields no choice.
+MEAN_FLOWS = (
+    {'objective': 'mean_flow', 'product_dtype': 'float32'},
+    {'objective': 'improved_mean_flow', 'product_dtype': 'bfloat16'},
+)
 STARTS = 4  # the most values of a field
 TINY = dict(
     model='SiT-T/2', batch_size=8, projector_hidden=16, steps=2, log_every=1,
@@ -108,6 +118,15 @@ def test_every_way_starts_checks_and_samples(start, data, tmp_path, small):
   assert bool(config.evaluator) == any('eval' in str(line) for line in found)
 
 
+@pytest.mark.parametrize('changes', MEAN_FLOWS, ids=lambda c: c['objective'])
+def test_every_mean_flow_starts_and_samples(changes, data, tmp_path):
+  fixed = check.MEAN_FLOW | dict(evaluator='', preset='none', encoder='')
+  config = config_of(3, data, **fixed, **changes, align_coefficient='0.0')
+  config.guidance = 1.0
+  assert train.run(config, tmp_path) == 0
+  assert (tmp_path / 'samples/0000002.png').exists()
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
@@ -125,8 +144,9 @@ def test_a_way_that_is_closed_here_is_one_line(
 
 def test_no_way_is_forgotten():
   known = {field: set(values) for field, values in WAYS.items()}
-  for field, values in ELSEWHERE.items():
-    known[field] |= set(values)
+  for ways in (ELSEWHERE, *({k: {v} for k, v in m.items()} for m in MEAN_FLOWS)):
+    for field, values in ways.items():
+      known[field] |= set(values)
   for field, values in check.CHOICES.items():
     assert known[field] == set(values), field
   for field, (default, *_) in base.FIELDS.items():

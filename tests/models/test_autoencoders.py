@@ -33,6 +33,7 @@ def images(*shape):
         ('sd-vae-f8d4', 8, 4),
         ('vae-f16d32', 16, 32),
         ('haar', 2, 4),
+        ('pixels', 1, 3),
     ],
 )
 def test_registry(name, factor, channels):
@@ -67,6 +68,17 @@ def test_decode_returns_images_within_range(tiny):
   x = model.decode(params, z)
   assert x.shape == (2, 16, 16, 3)
   assert x.min() >= -1 and x.max() <= 1
+
+
+def test_pixels_are_exact():
+  model = autoencoders.create('pixels')
+  params = model.load()
+  pixels = images(2, 8, 8, 3)
+  mean, std = jnp.split(model.encode(params, pixels), 2, axis=-1)
+  np.testing.assert_array_equal(mean, pixels.astype(np.float32) / 127.5 - 1)
+  assert not std.any() and not model.stored
+  x = model.decode(params, mean)
+  assert np.array_equal(np.rint((np.asarray(x) + 1) * 127.5), pixels)
 
 
 def test_haar_reconstructs_grey_images():

@@ -32,6 +32,17 @@ def plain_norm(x, shift, scale):
   return norm.apply({}, x) * (1 + scale[:, None]) + shift[:, None]
 
 
+def plain_rms(x, gain, shift):
+  normed = nn.RMSNorm(epsilon=1e-6, use_scale=False).apply({}, x)
+  out = normed.astype(jnp.float32) * gain.astype(jnp.float32)[:, None]
+  return (out + shift.astype(jnp.float32)[:, None]).astype(x.dtype)
+
+
+def plain_swiglu(x):
+  a, b = jnp.split(x, 2, axis=-1)
+  return nn.silu(a) * b
+
+
 CASES = {
     'linear': (
         fused.linear,
@@ -49,6 +60,12 @@ CASES = {
         plain_norm,
         [(2, 5, 16), (2, 16), (2, 16)],
     ),
+    'modulated_rms': (
+        fused.modulated_rms,
+        plain_rms,
+        [(2, 5, 16), (2, 16), (2, 16)],
+    ),
+    'swiglu': (fused.swiglu, plain_swiglu, [(4, 6)]),
     'gated_sum': (
         fused.gated_sum,
         lambda x, gate, branch: x + gate[:, None] * branch,

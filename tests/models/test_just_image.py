@@ -155,7 +155,7 @@ def test_weights_may_be_cast_once_before_sampling():
   model, _, params = tiny_jit.build(
       ORACLE, 'mlp_after_context', dtype=jnp.bfloat16
   )
-  cast = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+  cast = layers.cast(params, jnp.bfloat16)
   found, wanted = (
       jax.jit(tiny_jit.network(model, p))(*inputs()) for p in (cast, params)
   )

@@ -8,6 +8,7 @@ import pytest
 
 from irepa_jax import errors
 from irepa_jax.models import vae
+from irepa_jax.models import vae_layouts
 from irepa_jax.weights import convert
 
 # Two float32 implementations of the same convolutions; values are of order 1.
@@ -215,7 +216,7 @@ def test_diffusers_layout_holds_the_same_model(oracle, kind):
   _, state_dict, _, _ = oracle
   renamed = to_diffusers(state_dict, kind)
   assert len(renamed) == len(state_dict)
-  entries = vae.official_names(renamed, levels=3)
+  entries = vae_layouts.official_names(renamed, levels=3)
   assert entries.keys() == state_dict.keys()
   assert all(np.array_equal(entries[k], state_dict[k]) for k in state_dict)
 
@@ -229,7 +230,7 @@ def test_diffusers_attention_inside_levels_is_renamed():
           'decoder.up.4.attn.2.proj_out.bias'
       ),
   }
-  entries = vae.official_names({k: np.zeros((2, 2)) for k in names}, levels=5)
+  entries = vae_layouts.official_names({k: np.zeros((2, 2)) for k in names}, levels=5)
   assert list(entries) == list(names.values())
   assert entries['encoder.down.4.attn.1.q.weight'].shape == (2, 2, 1, 1)
 
@@ -238,11 +239,30 @@ def test_two_attention_layouts_in_one_file_are_refused(oracle):
   _, state_dict, _, _ = oracle
   both = to_diffusers(state_dict, 'new') | to_diffusers(state_dict, 'old')
   with pytest.raises(errors.DataError, match='two tensors'):
-    vae.official_names(both, levels=3)
+    vae_layouts.official_names(both, levels=3)
 
 
-@pytest.mark.parametrize('wrapper', vae.WRAPPERS)
+@pytest.mark.parametrize('wrapper', vae_layouts.WRAPPERS)
 def test_a_training_checkpoint_is_unwrapped(oracle, wrapper):
   _, state_dict, _, _ = oracle
-  entries = vae.official_names({wrapper: state_dict, 'epoch': 3}, levels=3)
+  entries = vae_layouts.official_names({wrapper: state_dict, 'epoch': 3}, levels=3)
   assert entries.keys() == state_dict.keys()
+
+
+def test_the_layout_of_diffusers_is_written_as_it_is_read(oracle):
+  _, state_dict, _, _ = oracle
+  made = vae_layouts.to_diffusers(state_dict, levels=3)
+  expected = to_diffusers(state_dict, 'new')
+  assert made.keys() == expected.keys()
+  assert all(np.array_equal(made[k], expected[k]) for k in made)
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_both_layouts_hold_the_full_size(name):
+  state_dict = blank(golden_files.load_json('vae_f8d4_keys')[name])
+  levels = len(FULL[name].get('multipliers', (1, 2, 4, 4)))
+  made = vae_layouts.to_diffusers(state_dict, levels)
+  back = vae_layouts.official_names(made, levels)
+  assert {k: v.shape for k, v in back.items()} == {
+      k: v.shape for k, v in state_dict.items()
+  }

@@ -177,6 +177,31 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
   assert captured.out == 'step 50/100  eval/accuracy 0.75\n'
 
 
+@pytest.mark.parametrize('columns', [150, 200])
+@pytest.mark.parametrize('step', [100, 1_234_500])
+def test_a_bar_is_one_line_with_all_that_matters(
+    tmp_path, capsys, monkeypatch, columns, step
+):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  monkeypatch.setenv('COLUMNS', str(columns))
+  values = {
+      'loss': 0.1234567, 'diffusion': 0.81234, 'alignment': -0.51234, 'lr': 1e-4,
+      'grad_norm': 0.61234, 'skipped': 0.0, 'steps_per_s': 2.512,
+      'img_per_s': 643.21, 'mfu': 0.4123, 'data_wait': 0.0042,
+      'eta_s': 273_132.0,
+  }  # fmt: skip
+  with logs.Logs(tmp_path, total=4_000_000) as log:
+    log.scalars(step, values)
+    log.note('step 100: checkpoint')
+  captured = capsys.readouterr()
+  shown = [s for s in captured.err.split('\r') if 'img/s' in s or 'loss' in s]
+  assert shown and all(len(s.rstrip('\n')) <= columns for s in shown)
+  wanted = f'{step}/4000000, loss 0.1235  alignment -0.5123  lr 0.0001'
+  assert wanted in shown[-1]
+  assert 'ETA 3d 03:52:12' in shown[-1] and 'MFU 41.2%' in shown[-1]
+  assert captured.out == 'step 100: checkpoint\n'
+
+
 def test_overview_counts_parameters():
   params = {
       'model': {f'blocks_{i}': {'kernel': jnp.zeros((4, 6))} for i in range(10)},

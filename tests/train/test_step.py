@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
 from irepa_jax import alignment
+from irepa_jax import build
 from irepa_jax.diffusion import objectives
 from irepa_jax.models import projector as projectors
 from irepa_jax.models import sit
@@ -170,9 +172,10 @@ def test_warmup_starts_above_zero(warmup, first):
   np.testing.assert_allclose(updates['w'], -first, rtol=1e-4)
 
 
-def test_weight_decay_leaves_tables_biases_and_norms_alone():
+@pytest.mark.parametrize('decayed, bias', [('matrices', 1.0), ('all', 0.5)])
+def test_weight_decay_leaves_tables_alone_and_biases_where_asked(decayed, bias):
   optimizer = states.make_optimizer(
-      lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.5
+      lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.5, decayed=decayed
   )
   params = {
       'fc': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones((2,))},
@@ -183,5 +186,43 @@ def test_weight_decay_leaves_tables_biases_and_norms_alone():
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
   moved = optax.apply_updates(params, updates)
   np.testing.assert_allclose(moved['fc']['kernel'], 0.5)
-  np.testing.assert_allclose(moved['fc']['bias'], 1.0)
+  np.testing.assert_allclose(moved['fc']['bias'], bias)
   np.testing.assert_allclose(moved['pos_embed'], 1.0)
+
+
+@pytest.mark.parametrize(
+    'preset, given, wanted',
+    [
+        ('irepa_released', 'preset', 'all'),
+        ('irepa', 'preset', 'matrices'),
+        ('irepa_released', 'matrices', 'matrices'),
+        ('none', 'all', 'all'),
+    ],
+)
+def test_the_preset_says_what_decays_unless_the_field_does(preset, given, wanted):
+  config = base.get_config(preset)
+  config.decayed = given
+  assert build.decayed(config) == wanted
+
+
+def test_decay_of_everything_is_that_of_torch():
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  params = {k: rng.normal(size=s).astype(np.float32) for k, s in
+            {'kernel': (3, 2), 'bias': (2,), 'scale': (4,)}.items()}  # fmt: skip
+  theirs = {k: torch.nn.Parameter(torch.tensor(p)) for k, p in params.items()}
+  torch_adamw = torch.optim.AdamW(theirs.values(), lr=0.01, weight_decay=0.3)
+  ours = states.make_optimizer(
+      lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3, decayed='all'
+  )
+  state = ours.init(params)
+  for _ in range(3):
+    gradients = {k: rng.normal(size=p.shape).astype(np.float32) for k, p in params.items()}
+    for k, g in gradients.items():
+      theirs[k].grad = torch.tensor(g)
+    torch_adamw.step()
+    with jax.numpy_dtype_promotion('standard'):
+      updates, state = ours.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  for k, p in theirs.items():
+    np.testing.assert_allclose(params[k], p.detach(), atol=1e-6)

@@ -27,6 +27,7 @@ from irepa_jax import errors
 from irepa_jax.distributed import host_memory
 from irepa_jax.distributed import sharding
 from irepa_jax.distributed import start
+from irepa_jax.jobs import setup
 from irepa_jax.tools.benchmarks import step
 
 COLUMNS = (
@@ -89,7 +90,7 @@ def _cached(config):
 
 def _row(encoder, images, seconds, step_s):
   each = seconds / images
-  flops = build.encoder_flops(encoder)
+  flops = encoder.flops
   return {
       'encoder': encoder.name,
       'batch': images,
@@ -104,7 +105,7 @@ def _row(encoder, images, seconds, step_s):
 def _by_flops(config, timed):
   """Returns rows of the encoders that were not timed."""
   built = build.experiment(_cached(config))
-  step = build.train_flops(built, _cached(config))
+  step = setup.train_flops(built, _cached(config))
   rows = []
   for known in encoders.table(resolution=config.image_size):
     if known['gflops'] and known['name'] not in timed:

@@ -18,6 +18,7 @@ from irepa_jax.data import images
 from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
 from irepa_jax.data import records
+from irepa_jax.jobs import setup
 
 COUNT = 256  # records of a data set; all of them fit into the page cache
 BATCH = 64
@@ -66,7 +67,7 @@ def benchmark(config, *, threads=16):
 
   config: whose step the chips do; threads: that read, 0 is none.
   """
-  flops = build.train_flops(build.experiment(config), config)
+  flops = setup.train_flops(build.experiment(config), config)
   chips = {
       name: round(chip.peak * chip.mfu / flops, 1)
       for name, chip in CHIPS.items()
@@ -150,8 +151,9 @@ def picture(draw):
 def described(source, shard, moments):
   """Returns the manifest of such a data set."""
   mean, std = np.split(np.float64(moments), 2, -1)
-  centre = mean.mean((0, 1))
-  spread = np.sqrt((mean**2 + std**2).mean((0, 1)) - centre**2)
+  centre = mean.mean((0, 1)) if source.moments else np.zeros(0)
+  spread = np.sqrt((mean**2 + std**2).mean((0, 1)) - mean.mean((0, 1)) ** 2)
+  spread = spread[: len(centre)]
   encoders = (manifests.Features('random', 'b' * 64, TOKENS),)
   return manifests.Manifest(
       count=COUNT,

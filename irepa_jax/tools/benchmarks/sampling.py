@@ -115,10 +115,11 @@ def sampler(built, config, mesh, batch_size, steps):
   @jax.jit
   def sample(model, noise, y):
     velocity = samplers.guided(
-        built.objective.as_velocity(build.network(built, {'model': model})),
+        built.objective.as_velocity(build.network(built.model, model)),
         y,
         scale=config.guidance,
         interval=(config.guidance_low, config.guidance_high),
+        ends=config.guidance_ends,
         null_label=config.num_classes,
     )
     return samplers.SAMPLERS[config.sampler](

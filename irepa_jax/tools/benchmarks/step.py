@@ -88,7 +88,7 @@ class Ours:
     """Returns the figures of a benchmark as a dict."""
     config, step_s = self._config, statistics.median(seconds)
     rate = config.batch_size / step_s
-    achieved = rate * build.train_flops(self._built, config) / self._mesh.size
+    achieved = rate * setup.train_flops(self._built, config) / self._mesh.size
     peak = matrix_peak(config.dtype)
     memory = self._step.memory_analysis()
     return {
