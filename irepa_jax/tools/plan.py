@@ -23,7 +23,8 @@ ranks variants, and counts neither kernels that the compiler does not know
   python -m irepa_jax.tools.plan --topology=v5e:2x4 --compare A B
 
 prints two plans side by side: of two configurations, or of two checkouts of
-this repository with the same --config.
+this repository with the same --config. Overrides --config.field=value hold for
+both; they need a --config=FILE before them, which configurations A and B replace.
 """
 
 import json
@@ -83,11 +84,13 @@ def compare(args):
         f'--compare takes two configurations or checkouts, not {len(names)}'
     )
   words = sys.argv[1:]
+  if '--config' in words or '--format' in words:
+    raise errors.UsageError('--compare wants --config=FILE, --format=table')
   config = next((w for w in words if w.startswith('--config=')), '')
   kept = [
       word
       for word in words
-      if word.startswith('--')
+      if word not in names
       and not word.startswith(('--compare', '--format', '--config='))
   ]
   reports = [
