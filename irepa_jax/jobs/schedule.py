@@ -26,6 +26,12 @@ FREE = {'AllocateBuffer', 'ConcatBitcast', 'Sharding', 'GatherScatterIndices'}
 PATH = re.compile(r'op_name="([^"]*)"')
 FRAME = re.compile(r'stack_frame_id=(\d+)')
 PLACE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
+# Steps of a JAX path that are no modules.
+FRAMES = {
+    'while', 'body', 'cond', 'closed_call', 'checkpoint', 'rematted_computation'
+}  # fmt: skip
+# Where operations get their derivatives: the line that asks for one says more.
+WRAPPERS = re.compile(r'irepa_jax/models/fused(_tpu)?\.py')
 OURS = re.compile(r'(?:^|.*/)(irepa_jax/.*)')
 
 
@@ -95,8 +101,9 @@ def direction(path):
 
 
 def _last(path):
-  """Returns the operation at the end of a JAX path."""
-  return path.rpartition('/')[2]
+  """Returns the end of a JAX path: an operation, and the modules it is in."""
+  names = [n for n in path.split('/') if '(' not in n and n not in FRAMES]
+  return '/'.join(names[-3:])
 
 
 def _executed(text):
@@ -193,9 +200,11 @@ def _source(line, frames):
     ours = OURS.match(f'{place[1]}:{place[2]}')
     return ours[1] if ours else ''
   frame = FRAME.search(line)
-  frame = frame and frame[1]
+  frame, found = frame and frame[1], ''
   while frame in frames:
     place, frame = frames[frame]
     if ours := OURS.match(place):
-      return ours[1]
-  return ''
+      found = ours[1]
+      if not WRAPPERS.match(found):
+        break
+  return found

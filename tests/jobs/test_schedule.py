@@ -13,7 +13,7 @@ def test_loops_count_by_their_trips_and_choices_by_their_longer_branch():
 
 def test_an_item_names_our_line_and_its_direction():
   first, second = schedule.largest(schedule.items(TEXT), 2)
-  assert (first['what'], first['runs']) == ('dot_general backward', 28)
+  assert (first['what'], first['runs']) == ('Block/dot_general backward', 28)
   assert first['line'] == 'irepa_jax/models/layers.py:43'  # the caller of flax
   assert first['cycles'] == 2800 and first['share'] == round(2800 / 3934, 4)
   assert second['what'] == 'dot_general forward'
