@@ -31,7 +31,7 @@ WAYS = {
     'encoder_scan': (True, False),
     # Model.
     'dtype': ('bfloat16', 'float32'),
-    'attention': ('xla',),  # cudnn: below
+    'attention': ('auto', 'xla'),  # cudnn: below
     'qk_norm': (True, False),
     'remat': ('none', 'names', 'full'),
     'scan_layers': (True, True, False),
