@@ -44,6 +44,7 @@ WAYS = {
     'product_dtype': ('float32',),
     # Data, devices, the run directory.
     'flips': (False, True),
+    'decayed': ('preset', 'matrices', 'all'),
     'skip_bad': (True, False),
     'train_positions': (False, True),
     'drop_colours': (True, False),
