@@ -87,7 +87,7 @@ FORMS = {
         split=split_weights,
         attention=fused_tpu.attention,
         modulated_norm=fused_tpu.modulated_norm,
-        saved=('attention', 'sums', 'hidden', 'branch'),
+        saved=('average', 'sums', 'hidden', 'branch'),
     ),
 }
 FORMS['cuda'] = FORMS['gpu']  # the name of a GPU that is not there

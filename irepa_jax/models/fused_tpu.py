@@ -124,7 +124,7 @@ attention = fused.differentiable(
         ),
     ),
     _attention_backward,
-    names=(None, 'sums'),
+    names=('average', 'sums'),
 )
 
 

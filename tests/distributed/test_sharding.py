@@ -111,3 +111,19 @@ def test_put_places_every_shard():
   placed = sharding.put(tree, sharding.tree_shardings(tree, mesh))
   np.testing.assert_array_equal(placed['w'], tree['w'])
   assert len({str(s.index) for s in placed['w'].addressable_shards}) == 8
+
+
+@pytest.mark.parametrize(
+    ('name', 'whole'),
+    [
+        ('model/x_embedder/proj/kernel', True),
+        ('patch_embed/proj/kernel', True),
+        ('ema/0/model/pos_embed', True),
+        ('model/t_embedder/mlp_0/kernel', False),
+        ('model/pos_embedder/kernel', False),
+    ],
+)
+def test_embeddings_of_patches_and_places_stay_whole(name, whole):
+  mesh = sharding.make_mesh(8)
+  spec = sharding.param_spec(name, (256, 768), mesh)
+  assert (spec == jax.sharding.PartitionSpec(None, None)) == whole

@@ -155,5 +155,5 @@ def test_what_is_stored_of_a_block_on_a_tpu():
   kept = sorted(leaf.shape for leaf in jax.tree.leaves(pull))
   inner = [s for s in kept if s[:1] == (b,) and s != (b, d)]
   assert sorted(inner) == sorted(
-      [(b, n, d), (b, n, d), (b, 2, n, 1), (b, n, 4 * d), (b, n, d)]
+      [(b, n, d), (b, n, 2, d // 2), (b, 2, n, 1), (b, n, 4 * d), (b, n, d)]
   )

@@ -55,6 +55,21 @@ def program(device, platform):
   return gradient.lower(stacked, x, c).compile()
 
 
+def estimate(device, platform):
+  """Returns the figures of the blocks, in the forms of a platform."""
+  compiled = program(device, platform)
+  clock, found = chips.find(device).clock, schedule.items(compiled.as_text())
+  ms = lambda kept: 1e3 * sum(i.cycles for i in kept) / clock / BLOCKS
+  temporaries = compiled.memory_analysis().temp_size_in_bytes
+  return {
+      'forms': platform,
+      'in_loops_ms': round(ms(i for i in found if i.trips > 1), 2),
+      'all_ms': round(ms(found), 2),
+      'temporaries_gib': round(temporaries / plan.GIB, 2),
+      'estimate': {'largest': schedule.largest(found, 20)},
+  }
+
+
 def main(args):
   """Prints the estimate; returns the exit status."""
   v = flags.FLAGS
@@ -62,18 +77,7 @@ def main(args):
     raise errors.UsageError(f'unexpected {args[1]!r}; see --help')
   jax.config.update('jax_enable_compilation_cache', False)
   (device,) = plan.topology(v.topology)
-  chip, compiled = chips.find(device), program(device, v.forms)
-  found = schedule.items(compiled.as_text())
-  ms = lambda kept: 1e3 * sum(i.cycles for i in kept) / chip.clock / BLOCKS
-  temporaries = compiled.memory_analysis().temp_size_in_bytes
-  report = {
-      'forms': v.forms,
-      'in_loops_ms': round(ms(i for i in found if i.trips > 1), 2),
-      'all_ms': round(ms(found), 2),
-      'temporaries_gib': round(temporaries / plan.GIB, 2),
-      'estimate': {'largest': schedule.largest(found, 20)},
-  }
-  print(plan_table.table(report))
+  print(plan_table.table(estimate(device, v.forms)))
   return 0
 
 
