@@ -31,7 +31,7 @@ WAYS = {
     'encoder_scan': (True, False),
     # Model.
     'dtype': ('bfloat16', 'float32'),
-    'attention': ('xla',),  # cudnn: below
+    'attention': ('auto', 'xla'),  # cudnn: below
     'qk_norm': (True, False),
     'remat': ('none', 'names', 'full'),
     'scan_layers': (True, True, False),
@@ -44,7 +44,9 @@ WAYS = {
     'product_dtype': ('float32',),
     # Data, devices, the run directory.
     'flips': (False, True),
+    'decayed': ('preset', 'matrices', 'all'),
     'skip_bad': (True, False),
+    'train_positions': (False, True),
     'drop_colours': (True, False),
     'verify_data': (False, True),
     'fsdp': (False, True, True, False),
@@ -61,7 +63,13 @@ WAYS = {
     'quantise': ('truncate', 'round'),
     'evaluator': ('fid', '', 'digits'),
 }
-ELSEWHERE = {'attention': ('cudnn',), 'allow_subset': (False,)}
+ELSEWHERE = {
+    'attention': ('cudnn',),
+    'allow_subset': (False,),
+    # An autoencoder that is trained: test_train_end_to_end.
+    'end_to_end': (True, False),
+    'lpips_range': ('released', 'unit'),
+}
 # They differentiate along the path, which leaves other fields no choice.
 MEAN_FLOWS = (
     {'objective': 'mean_flow', 'product_dtype': 'float32'},
@@ -146,7 +154,7 @@ def test_no_way_is_forgotten():
   known = {field: set(values) for field, values in WAYS.items()}
   for ways in (ELSEWHERE, *({k: {v} for k, v in m.items()} for m in MEAN_FLOWS)):
     for field, values in ways.items():
-      known[field] |= set(values)
+      known.setdefault(field, set()).update(values)
   for field, values in check.CHOICES.items():
     assert known[field] == set(values), field
   for field, (default, *_) in base.FIELDS.items():
