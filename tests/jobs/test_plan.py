@@ -21,7 +21,8 @@ def test_sizes_without_a_compiler():
   assert figures['mesh'] == {'replica': 1, 'data': 8, 'model': 1}
   # Parameters, two moments and one average of four bytes each, over 8 devices.
   whole = 16 * sum(figures['parameters'].values()) / 2**30
-  assert figures['state_gib_per_device'] == pytest.approx(whole / 8, rel=0.02)
+  # Small arrays, embeddings of labels and positions are whole on each.
+  assert whole / 8 < figures['state_gib_per_device'] < 1.06 * whole / 8
   # 40.4 GFLOP with a projector to 768, and DINOv2-B forward.
   assert figures['train_gflop_per_image'] == pytest.approx(40.4 + 46.3, abs=0.5)
 
