@@ -238,7 +238,7 @@ def _value(layout, name, source, shape, find, fresh):
 def _entry(tensors, key, shape, loose):
   """Returns one tensor; raises DataError unless its shape is the right one."""
   array = tensors[key]
-  if not isinstance(array, np.ndarray):
+  if not hasattr(array, 'shape'):
     raise errors.DataError(f'{key} is {state_dicts.kind(array)}, no array')
   found = np.shape(array)
   sized = len(shape) == len(found) and all(

@@ -181,8 +181,9 @@ def test_flips_need_mirrored_records(tmp_path):
 
 def test_images_alone_are_mirrored_in_flight(tmp_path):
   data_sets.write(
-      tmp_path / 'd', 4, shards=1, flips=False, moments_shape=(), encoders=()
-  )
+      tmp_path / 'd', 4, shards=1, flips=False, moments_shape=(), encoders=(),
+      latent_mean=(), latent_std=(), bias=(), scale=(),
+  )  # fmt: skip
   batches = take(pipeline.load(tmp_path / 'd'), 8, flips=True)
   edges = np.concatenate([batch['image'][:, 0, 0, 1] for batch in batches])
   assert set(edges) == {0, 70}
@@ -363,7 +364,7 @@ def change_manifest(folder, **changes):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(moments_shape=(4, 4, 8)), 'record 0: cannot reshape'),
+        (dict(moments_shape=(4, 8, 4)), 'record 0: cannot reshape'),
         (dict(image_size=16), 'record 0: image of 8x8 pixels, the manifest says 16x16'),
         (dict(num_classes=4), r'record \d+: label \d out of range \[0, 4\)'),
         (dict(latent_std=(5.0, 5.0)), 'the manifest says 5'),
