@@ -18,8 +18,8 @@ from configs import quickstart
 from irepa_jax import build
 from irepa_jax.distributed import collectives
 from irepa_jax.jobs import plan
-from irepa_jax.jobs import schedule
 from irepa_jax.jobs import setup
+from irepa_jax.jobs import stopwatch
 
 FILE = pathlib.Path(__file__).parent / 'golden' / 'budget.json'
 TOPOLOGY = 'v5e:2x2'
@@ -51,7 +51,7 @@ def measure():
       'compiled_with': f'jax {jax.__version__}, libtpu {libtpu.__version__}',
       # Every chip a group of its own: all that leaves a chip.
       'collectives': collectives.crossing(text, range(len(devices))),
-      'cycles': sum(item.cycles for item in schedule.items(text)),
+      'cycles': sum(item.cycles for item in stopwatch.items(text)),
       'bytes': figures['bytes_per_device'],
   }
 

@@ -2,7 +2,7 @@
 
 With a topology the whole training step is compiled for a TPU slice or GPUs that
 are not there, by the real compiler; for a TPU it also says how long it expects
-the step to take (jobs/schedule.py).
+the step to take (jobs/stopwatch.py).
 """
 
 import os
@@ -20,8 +20,8 @@ from irepa_jax import build
 from irepa_jax import errors
 from irepa_jax.distributed import collectives
 from irepa_jax.distributed import sharding
-from irepa_jax.jobs import schedule
 from irepa_jax.jobs import setup
+from irepa_jax.jobs import stopwatch
 from irepa_jax.runs import chips
 
 # Accelerator types that the compiler wants to read from its environment.
@@ -109,7 +109,7 @@ def estimate(text, config, flops, mesh, price=0.0):
     None where the compiler counts no cycles, as for GPUs; 'unknown' counts the
     calls of kernels that it has no estimate of, which are not in the time.
   """
-  chip, found = chips.find(mesh.devices.flat[0]), schedule.items(text)
+  chip, found = chips.find(mesh.devices.flat[0]), stopwatch.items(text)
   if not (chip and chip.clock and found):
     return None
   step = sum(item.cycles for item in found) / chip.clock
@@ -119,8 +119,8 @@ def estimate(text, config, flops, mesh, price=0.0):
       'img_per_s': round(config.batch_size / step, 1),
       'mfu': round(useful / step, 3),
       'days': round(config.steps * step / DAY, 2),
-      'unknown': schedule.unknown(text),
-      'largest': schedule.largest(found),
+      'unknown': stopwatch.unknown(text),
+      'largest': stopwatch.largest(found),
   }
   if price:
     hours = config.steps * step / 3600

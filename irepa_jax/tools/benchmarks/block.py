@@ -17,7 +17,7 @@ from irepa_jax import errors
 from irepa_jax import models
 from irepa_jax.jobs import plan
 from irepa_jax.jobs import plan_table
-from irepa_jax.jobs import schedule
+from irepa_jax.jobs import stopwatch
 from irepa_jax.models import forms
 from irepa_jax.models import sit
 from irepa_jax.runs import chips
@@ -58,7 +58,7 @@ def program(device, platform):
 def estimate(device, platform):
   """Returns the figures of the blocks, in the forms of a platform."""
   compiled = program(device, platform)
-  clock, found = chips.find(device).clock, schedule.items(compiled.as_text())
+  clock, found = chips.find(device).clock, stopwatch.items(compiled.as_text())
   ms = lambda kept: 1e3 * sum(i.cycles for i in kept) / clock / BLOCKS
   temporaries = compiled.memory_analysis().temp_size_in_bytes
   return {
@@ -66,7 +66,7 @@ def estimate(device, platform):
       'in_loops_ms': round(ms(i for i in found if i.trips > 1), 2),
       'all_ms': round(ms(found), 2),
       'temporaries_gib': round(temporaries / plan.GIB, 2),
-      'estimate': {'largest': schedule.largest(found, 20)},
+      'estimate': {'largest': stopwatch.largest(found, 20)},
   }
 
 

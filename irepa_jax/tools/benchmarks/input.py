@@ -19,6 +19,7 @@ from irepa_jax.data import manifest as manifests
 from irepa_jax.data import pipeline
 from irepa_jax.data import records
 from irepa_jax.jobs import setup
+from irepa_jax.runs import chips
 
 COUNT = 256  # records of a data set; all of them fit into the page cache
 BATCH = 64
@@ -44,22 +45,9 @@ SOURCES = {
 }
 
 
-class Chip(NamedTuple):
-  """A chip as a consumer of images.
-
-  peak: bfloat16 FLOP/s; mfu: expected of a training step of SiT-XL/2, by
-  estimated cycles of the TPU compiler (v5e, v6e), or as a goal (H100).
-  """
-
-  peak: float
-  mfu: float
-
-
-CHIPS = {
-    'v5e': Chip(197e12, 0.46),
-    'v6e': Chip(918e12, 0.22),
-    'H100': Chip(989e12, 0.48),
-}
+# What of its peak a chip is expected to reach in a step of SiT-XL/2: on v5e by
+# the schedule of its compiler (docs/performance.md), on the others assumed.
+UTILISATION = {'TPU v5e': 0.47, 'TPU v6e': 0.22, 'NVIDIA H100': 0.48}
 
 
 def benchmark(config, *, threads=16):
@@ -68,9 +56,10 @@ def benchmark(config, *, threads=16):
   config: whose step the chips do; threads: that read, 0 is none.
   """
   flops = setup.train_flops(build.experiment(config), config)
-  chips = {
-      name: round(chip.peak * chip.mfu / flops, 1)
-      for name, chip in CHIPS.items()
+  peaks = {chip.kind: chip.peak for chip in chips.CHIPS}
+  rates = {
+      name: round(peaks[name] * share / flops, 1)
+      for name, share in UTILISATION.items()
   }
   sources = {}
   for name, source in SOURCES.items():
@@ -78,12 +67,12 @@ def benchmark(config, *, threads=16):
     sources[name] = found | {
         'cores_per_chip': {
             chip: round(rate / found['per_core_s'], 2)
-            for chip, rate in chips.items()
+            for chip, rate in rates.items()
         }
     }
   return {
       'model': config.model,
-      'img_per_s_of_a_chip': chips,
+      'img_per_s_of_a_chip': rates,
       'threads': threads,
       'sources': sources,
   }
