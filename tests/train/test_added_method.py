@@ -45,6 +45,9 @@ class Contrastive:
     negative = other + (other >= rows).astype(other.dtype)
     return Draw(self.flow.draw(k_flow, x, y), negative)
 
+  def measured(self, apply, x, draw):
+    return *self.loss(apply, x, draw), {}  # and no scalars to log
+
   def loss(self, apply, x, draw):
     x_t = paths.interpolate(x, draw.flow.noise, draw.flow.t, self.flow.path)
     v, tokens = apply(x_t, draw.flow.t, draw.flow.y)
@@ -102,7 +105,7 @@ def parts():
       latents=lambda batch, frozen, key: batch['x'],
       targets=lambda batch, frozen: (),
       draw=CONTRASTIVE.flow.draw,
-      diffusion=lambda params, x, draw: CONTRASTIVE.flow.loss(
+      diffusion=lambda params, x, draw: CONTRASTIVE.flow.measured(
           network(params), x, draw
       ),
       align=lambda params, tokens, targets: jnp.zeros(()),
@@ -117,7 +120,7 @@ def test_a_step_takes_it_in_place_of_the_objective():
   plain = parts()
   added = plain._replace(
       draw=CONTRASTIVE.draw,
-      diffusion=lambda params, x, draw: CONTRASTIVE.loss(
+      diffusion=lambda params, x, draw: CONTRASTIVE.measured(
           network(params), x, draw
       ),
   )
