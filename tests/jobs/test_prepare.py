@@ -194,6 +194,8 @@ class FakeCodec:
   source: str = 'somewhere'
   bias: tuple | None = None
   scale: tuple | None = None
+  grey: bool = False
+  stored: bool = True
 
   def fetch(self, path):
     return pathlib.Path(path)
@@ -230,7 +232,7 @@ def test_statistics_of_the_release_can_be_given(tmp_path):
   manifest, _ = prepare('digits', tmp_path / 'd', **options)
   assert manifest.scale == (0.5,) * 4
   assert manifest.bias == (0.0, 1.0, 2.0, 3.0)
-  with pytest.raises(errors.DataError, match='of 4 channels, vae-f16d32 has 32'):
+  with pytest.raises(errors.DataError, match='of 4 and 4 channels, not of 32'):
     prepare('digits', tmp_path / 'e', **(options | {'autoencoder': 'vae-f16d32'}))
 
 

@@ -110,8 +110,9 @@ def test_an_autoencoder_with_other_weights_is_refused(
   monkeypatch.setattr(
       type(opened.built.autoencoder), 'fetch', lambda *_: __file__
   )
+  meta = {'autoencoder': 'haar', 'autoencoder_sha256': 'abc'}
   with pytest.raises(errors.CheckpointError, match='sha256 abc'):
-    saved_run.load_decoder(opened, None, {'autoencoder_sha256': 'abc'})
+    saved_run.load_decoder(opened, None, meta)
 
 
 @pytest.mark.parametrize(

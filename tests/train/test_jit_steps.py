@@ -44,7 +44,7 @@ def parts_of(oracle, model, projector):
     network = tiny_jit.network(model, params)
     if masks:
       network = functools.partial(network, keep=tiny_jit.fed(masks))
-    return objective.loss(network, x, draw)
+    return objective.measured(network, x, draw)
 
   def align(params, tokens, targets):
     made = projector.apply({'params': params['projector']}, tokens)
@@ -145,7 +145,7 @@ def test_gradients_with_dropout_as_released(golden):
   batch = batch_of(entry, oracle['meta']['args'])
 
   def loss(params):
-    losses, tokens = parts.diffusion(params, batch['x'], batch['label'])
+    losses, tokens, _ = parts.diffusion(params, batch['x'], batch['label'])
     return losses.mean() + parts.align(params, tokens, parts.targets(batch, ()))
 
   found = convert.to_official(model, projector, jax.jit(jax.grad(loss))(params))

@@ -140,7 +140,7 @@ def loss_gradient(parts, params, batch, targets, key):
   draw = parts.draw(k_draw, x, batch['label'])
 
   def loss(params):
-    losses, tokens = parts.diffusion(params, x, draw)
+    losses, tokens, _ = parts.diffusion(params, x, draw)
     return jnp.mean(losses) + parts.align(params, tokens, targets)
 
   return jax.grad(loss)(params)
