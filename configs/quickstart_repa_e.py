@@ -5,8 +5,8 @@
 
 First the VAE learns alone, from nothing; then the model joins, and its
 alignment shapes the latents as well: `latents/lds` in metrics.jsonl before and
-after. With --config.freeze_vae_from=300 the latents stay as they are when the
-model joins: what to compare with. Nothing is downloaded; without VGG there is
+after. With --config.vae_align_coefficient=0 alignment does not reach the VAE:
+what to compare with. Nothing is downloaded; without VGG there is
 no LPIPS, and 16 pixels are too few for the discriminator.
 """
 
