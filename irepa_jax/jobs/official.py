@@ -88,7 +88,10 @@ def import_(file, config, workdir, *, latent_statistics=''):
 def export(workdir, out, *, ema=0, step=None):
   """Writes a run in the official layout; OUT ends in .pt or .safetensors.
 
-  A .pt of JiT holds both averages. ema: which one else, from 0; step: of the checkpoint, None is the newest.
+  A .pt of JiT holds both averages.
+
+  ema: which one else, from 0.
+  step: of the checkpoint; None is the newest.
   """
   places.try_file(out)
   run = saved_run.open_(workdir)
